@@ -1,0 +1,20 @@
+"""Names for the few types that cross package borders."""
+
+from collections.abc import MutableMapping
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+Shape = tuple[int, ...]
+Params = MutableMapping[str, mx.array]
+FloatArray = npt.NDArray[np.float32]
+
+
+def f32(value: float | np.number) -> float:
+    """The shortest decimal that stands for the value's float32: 0.1, not 0.10000000149.
+
+    Every number that files keep as float32 passes through here once, so that what was typed, stored and read again is
+    the same number.
+    """
+    return float(str(np.float32(value)))

@@ -1,0 +1,188 @@
+"""Checkpoint and its parts: the data that every format stores. No file is touched here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .._types import FloatArray, Shape
+from ..errors import CheckpointError, SpecError
+from ..layers import Model, ModelSpec
+
+ZERO_TIME = "0001-01-01T00:00:00Z"  # Go's zero time; every file of go-metal's CheckpointManager carries it
+EXTRAS_VERSION = 1
+
+
+class CheckpointFormat(IntEnum):
+    """The file formats; the first two numbers are go-metal's."""
+
+    JSON = 0
+    ONNX = 1
+    SAFETENSORS = 2
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass
+class WeightTensor:
+    """One stored array.
+
+    Args:
+        name: ``<layer>.<param>``.
+        shape: in go-metal's layout (Dense ``[in, out]``, Conv2D OIHW).
+        data: float32 array of that shape.
+        layer: name of the layer it belongs to.
+        type: ``weight``, ``bias``, ``gamma``, ``beta``, ``running_mean`` or ``running_var``.
+        nulls: names of the fields that a file holds as null.
+    """
+
+    name: str
+    shape: Shape
+    data: FloatArray
+    layer: str
+    type: str
+    nulls: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+
+@dataclass
+class TrainingState:
+    """Where a training run stands; go-metal's six numbers. ``best_loss`` is 1e9 where none is known (as in go-metal)."""
+
+    epoch: int = 0
+    step: int = 0
+    learning_rate: float = 0.0
+    best_loss: float = 0.0
+    best_accuracy: float = 0.0
+    total_steps: int = 0
+
+
+@dataclass
+class OptimizerTensor:
+    """One array of optimizer state, flat: ``<state_type>_<parameter index>``, shape ``[elements]``."""
+
+    name: str
+    shape: Shape
+    data: FloatArray
+    state_type: str
+    nulls: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+
+@dataclass
+class OptimizerState:
+    """An optimizer's name, hyper-parameters (with ``step_count``) and arrays, as go-metal saves them."""
+
+    type: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    state_data: list[OptimizerTensor] = field(default_factory=list)
+    nulls: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+
+@dataclass
+class CheckpointMetadata:
+    """Who wrote the file, when (RFC 3339), and what the author says about it."""
+
+    version: str = "1.0.0"
+    framework: str = "go-metal"
+    created_at: str = ""
+    description: str = ""
+    tags: list[str] = field(default_factory=list)
+
+    @classmethod
+    def now(cls, description: str = "", tags: Iterable[str] = ()) -> CheckpointMetadata:
+        """Metadata stamped with the present time, UTC."""
+        stamp = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return cls(created_at=stamp, description=description, tags=list(tags))
+
+
+@dataclass
+class Checkpoint:
+    """Everything a file holds: architecture, weights, training and optimizer state, metadata.
+
+    Args:
+        model_spec: the architecture; None only in a weights-only file of another tool.
+        extras: what go-metal has no place for (JSON values): stored under one key that go-metal ignores.
+        notes: repairs and oddities met while reading; never stored.
+    """
+
+    model_spec: ModelSpec
+    weights: list[WeightTensor] = field(default_factory=list)
+    training_state: TrainingState = field(default_factory=TrainingState)
+    optimizer_state: OptimizerState | None = None
+    metadata: CheckpointMetadata = field(default_factory=CheckpointMetadata.now)
+    extras: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list, compare=False)
+    nulls: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+    def tensors(self) -> Iterator[tuple[str, WeightTensor | OptimizerTensor]]:
+        """Every array with a readable place, weights first."""
+        for w in self.weights:
+            yield f"weight {w.name!r}", w
+        for t in self.optimizer_state.state_data if self.optimizer_state else ():
+            yield f"optimizer state {t.name!r}", t
+
+    def validate(self) -> None:
+        """Check what every format needs before anything is written.
+
+        Raises: CheckpointError naming the tensor: not float32, data that is not its shape, NaN or infinity; SpecError
+            for a missing architecture.
+        """
+        if not isinstance(self.model_spec, ModelSpec):
+            raise SpecError("checkpoint: a model_spec is needed to save it; build one with ModelBuilder or read it from a file")
+        for where, t in self.tensors():
+            if not isinstance(t.data, np.ndarray) or t.data.dtype != np.float32:
+                kind = getattr(t.data, "dtype", type(t.data).__name__)
+                raise CheckpointError(f"{where}: data must be a float32 array, got {kind}")
+            if t.data.size != elements(t.shape) and not (t.data.size == 0 and "data" in t.nulls):
+                raise CheckpointError(f"{where}: shape {tuple(t.shape)} needs {elements(t.shape)} numbers, data has {t.data.size}")
+            check_finite(t.data, where)
+        for name in ("learning_rate", "best_loss", "best_accuracy"):
+            if not math.isfinite(value := getattr(self.training_state, name)):
+                raise CheckpointError(f"training_state.{name}: NaN and infinity cannot be stored, got {value}")
+
+    def __repr__(self) -> str:
+        state = self.training_state
+        optimizer = self.optimizer_state.type if self.optimizer_state else "no optimizer state"
+        count = sum(w.data.size for w in self.weights)
+        return f"Checkpoint({len(self.weights)} weights, {count:,} numbers, {optimizer}, epoch {state.epoch}, step {state.step})"
+
+
+def elements(shape: Sequence[int]) -> int:
+    """How many numbers a stored shape needs (an empty shape: none, as go-metal has no scalars)."""
+    return math.prod(shape) if len(shape) else 0
+
+
+def check_finite(data: FloatArray, where: str) -> None:
+    """Raise CheckpointError with the position of the first NaN or infinity."""
+    # one pass without a temporary: the largest magnitude is NaN or infinite if anything is
+    if data.size and not np.isfinite(max(abs(float(data.max())), abs(float(data.min())))):
+        at = int(np.argmin(np.isfinite(data.reshape(-1))))
+        raise CheckpointError(f"{where}: element {at} is {data.reshape(-1)[at]}; NaN and infinity cannot be stored")
+
+
+def extract_weights(model: Model) -> list[WeightTensor]:
+    """The model's arrays as WeightTensors: learned ones in go-metal's order, then the running statistics."""
+    mx.eval(model.state)
+    slots = [(layer.name, name, param.kind) for layer, name, param in model.slots()]
+    arrays = [np.array(model[layer][name], np.float32) for layer, name, _ in slots]  # copies: later steps do not reach them
+    return [
+        WeightTensor(f"{layer}.{name}", a.shape, a, layer, kind)
+        for (layer, name, kind), a in zip(slots, arrays, strict=True)
+    ]
+
+
+def load_weights(model: Model, weights: Iterable[WeightTensor]) -> list[str]:
+    """Put weights into a model, all or none; returns notes on what was matched by position or filled in.
+
+    Raises: CheckpointError naming the layer and field that does not fit.
+    """
+    notes: list[str] = []
+    model.assign(list(weights), None, notes)
+    return notes

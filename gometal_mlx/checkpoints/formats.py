@@ -1,0 +1,107 @@
+"""Which module reads and writes which file: one row a format."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint, CheckpointFormat
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format: the module with its ``save`` and ``load`` (imported when used) and its suffixes."""
+
+    module: str
+    suffixes: tuple[str, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(f".{self.module}", __package__), name)
+
+
+FORMATS = {
+    CheckpointFormat.JSON: Format("json_format", (".json", ".json.gz")),
+    CheckpointFormat.ONNX: Format("onnx", (".onnx",)),
+    CheckpointFormat.SAFETENSORS: Format("safetensors_format", (".safetensors",)),
+}
+
+
+def format_of(path: str | os.PathLike[str]) -> CheckpointFormat:
+    """The format a file name's suffix stands for; CheckpointError for any other suffix."""
+    name = Path(path).name.lower()
+    for kind, row in FORMATS.items():
+        if name.endswith(row.suffixes):
+            return kind
+    known = ", ".join(s for row in FORMATS.values() for s in row.suffixes)
+    raise CheckpointError(f"{path}: unknown suffix; the name must end in one of {known}")
+
+
+def save(checkpoint: Checkpoint, path: str | os.PathLike[str], **options: Any) -> Any:
+    """Write a checkpoint in the format that the suffix names; the file appears whole or not at all.
+
+    Args:
+        checkpoint: what to write; nothing in it is changed.
+        path: ends in .json, .json.gz, .safetensors or .onnx.
+        options: of the format, such as ``extras=False`` (JSON, safetensors) or ``opset=17`` (ONNX).
+    Raises: CheckpointError naming file, layer and field; the file on disk is then as it was.
+    """
+    return FORMATS[format_of(path)].save(checkpoint, Path(path), **options)
+
+
+def load(path: str | os.PathLike[str], **options: Any) -> Checkpoint:
+    """Read a checkpoint in any of the formats; ``notes`` tells what had to be repaired.
+
+    Raises: CheckpointError naming file, layer and field; UnsupportedError for an ONNX graph with no exact equivalent.
+    """
+    return CheckpointSaver(format_of(path)).load_checkpoint(path, **options)
+
+
+class CheckpointSaver:
+    """Saves and loads one format, whatever the file is called.
+
+    Source: go-metal checkpoints/checkpoint.go, NewCheckpointSaver.
+    """
+
+    def __init__(self, format: CheckpointFormat | str = CheckpointFormat.JSON) -> None:
+        names = CheckpointFormat.__members__
+        if isinstance(format, str):
+            if format.upper() not in names:
+                raise CheckpointError(f"checkpoint format {format!r} is unknown; use one of {', '.join(names)}")
+            format = names[format.upper()]
+        self.format = CheckpointFormat(format)
+
+    def save_checkpoint(self, checkpoint: Checkpoint, path: str | os.PathLike[str], **options: Any) -> Any:
+        """Write a checkpoint; see ``save``."""
+        return FORMATS[self.format].save(checkpoint, Path(path), **options)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], **options: Any) -> Checkpoint:
+        """Read a checkpoint; see ``load``."""
+        file = Path(path)
+        if not file.exists():
+            raise CheckpointError(f"{path}: no such file")
+        if not file.is_file():
+            raise CheckpointError(f"{path}: a file is needed, this is a folder or device")
+        if file.stat().st_size == 0:
+            raise CheckpointError(f"{path}: the file is empty (0 bytes), as an interrupted writer leaves it")
+        try:
+            with file.open("rb") as f:
+                found = sniff(f.read(16))
+        except OSError as e:
+            raise CheckpointError(f"{path}: cannot be read: {e.strerror or e}") from e
+        if found is not None and found != self.format:
+            raise CheckpointError(f"{path}: expected {self.format}, but the content looks like {found}; rename the file")
+        checkpoint: Checkpoint = FORMATS[self.format].load(file, **options)
+        return checkpoint
+
+
+def sniff(head: bytes) -> CheckpointFormat | None:
+    """The format that a file's first bytes certainly belong to; None if they fit several or none."""
+    if head.startswith(b"\x1f\x8b") or head.lstrip()[:1] == b"{":
+        return CheckpointFormat.JSON
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
+        return CheckpointFormat.SAFETENSORS
+    return None

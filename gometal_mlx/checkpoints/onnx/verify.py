@@ -1,0 +1,126 @@
+"""Proof that an ONNX graph is what its model is: the onnx checker, then onnxruntime against MLX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import onnx
+import onnxruntime
+
+from ..._types import FloatArray
+from ...errors import CheckpointError
+from ...layers import Model
+
+TOLERANCE = 1e-5  # relative to the largest output; float32 sums in another order differ by about 1e-6
+BATCH_SIZES = (1, 7)
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a comparison of onnxruntime with MLX found.
+
+    Args:
+        batch_sizes: sizes of the random batches.
+        largest_difference: over all outputs, absolute.
+        largest_output: over all outputs, absolute.
+        tolerance: allowed ratio of the two.
+    """
+
+    batch_sizes: tuple[int, ...]
+    largest_difference: float
+    largest_output: float
+    tolerance: float
+
+    @property
+    def relative_difference(self) -> float:
+        """largest_difference / largest_output (the difference itself where all outputs are 0)."""
+        return self.largest_difference / (self.largest_output or 1.0)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within the tolerance; False for NaN."""
+        return self.relative_difference <= self.tolerance
+
+    def raise_if_different(self, where: str) -> None:
+        """CheckpointError with the figures unless ok."""
+        if not self.ok:
+            raise CheckpointError(
+                f"{where}: onnxruntime differs from MLX by {self.largest_difference:.3g} at outputs up to "
+                f"{self.largest_output:.3g} (relative {self.relative_difference:.2g}, allowed {self.tolerance:.2g})"
+            )
+
+
+def check_proto(data: bytes, where: str) -> None:
+    """onnx.checker with full check (shape inference included) on a serialised model; CheckpointError if it objects."""
+    try:
+        onnx.checker.check_model(data, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
+        raise CheckpointError(f"{where}: the onnx checker objects: {_one_line(e)}") from e
+
+
+def session(data: bytes, where: str) -> Any:
+    """An onnxruntime session on the CPU; CheckpointError if onnxruntime refuses the model."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions; warnings on stderr would only repeat them
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # onnxruntime's own exception types have no common base but Exception
+        raise CheckpointError(f"{where}: onnxruntime refuses the model: {_one_line(e)}") from e
+
+
+def run(running: Any, x: FloatArray) -> FloatArray:
+    """The first output for a batch."""
+    result: FloatArray = running.run(None, {running.get_inputs()[0].name: x})[0]
+    return result
+
+
+def compare(
+    data: bytes, model: Model, *, batch_sizes: Sequence[int] = BATCH_SIZES, tolerance: float = TOLERANCE, seed: int = 0
+) -> VerifyReport:
+    """Run both on the same normal random batches.
+
+    Raises: CheckpointError if onnxruntime refuses the model or a batch.
+    """
+    running = session(data, "export")
+    rng = np.random.default_rng(seed)
+    was_training = model.training
+    model.eval()
+    difference = size = 0.0
+    try:
+        for n in batch_sizes:
+            x = rng.standard_normal((n, *model.spec.input_shape[1:])).astype(np.float32)
+            ours = np.asarray(model(mx.array(x)))
+            try:
+                theirs = run(running, x)
+            except Exception as e:  # as above
+                raise CheckpointError(f"onnxruntime fails on a batch of {n}: {_one_line(e)}") from e
+            if theirs.shape != ours.shape:
+                raise CheckpointError(f"onnxruntime returns shape {theirs.shape}, MLX {ours.shape}")
+            difference = float(np.maximum(difference, np.abs(ours - theirs).max()))  # keeps NaN
+            size = max(size, float(np.abs(ours).max()))
+    finally:
+        model.train(was_training)
+    return VerifyReport(tuple(batch_sizes), difference, size, tolerance)
+
+
+def verify_file(path: Path, *, tolerance: float = TOLERANCE) -> VerifyReport:
+    """Check an ONNX file: checker, import into MLX, onnxruntime against MLX.
+
+    Raises: CheckpointError, UnsupportedError naming what is wrong.
+    """
+    from .reader import load  # reader imports this module
+
+    data = path.read_bytes()
+    check_proto(data, str(path))
+    report = compare(data, Model.from_checkpoint(load(path, check=False)), tolerance=tolerance)
+    report.raise_if_different(str(path))
+    return report
+
+
+def _one_line(e: Exception) -> str:
+    return " ".join(str(e).split())[:300]

@@ -1,0 +1,90 @@
+"""Checkpoints as safetensors: arrays under their own names, everything else as JSON in ``__metadata__``.
+
+Weights are ``<layer>.<param>``, optimizer state is ``optimizer_state.<state>_<index>``; ``__metadata__.gometal_mlx``
+holds go-metal's JSON without the numbers. Any safetensors reader can open the file; this is the fast form for resuming.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .._types import FloatArray
+from ..errors import CheckpointError
+from . import json_format
+from .atomic import replacing
+from .checkpoint import Checkpoint, check_finite
+
+METADATA_KEY = "gometal_mlx"
+OPTIMIZER_PREFIX = "optimizer_state."
+
+
+def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
+    """Write the file whole or not at all.
+
+    Args:
+        extras: False leaves out what only gometal_mlx reads.
+    Raises: CheckpointError naming file and field; the file on disk is then as it was.
+    """
+    try:
+        checkpoint.validate()
+        tensors = _tensors(checkpoint)
+        text = io.BytesIO()
+        json_format.write(json_format.to_tree(checkpoint, extras=extras, data=False), text)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "mlx", METADATA_KEY: text.getvalue().decode()})
+    except CheckpointError as e:
+        raise e if str(path) in str(e) else CheckpointError(f"{path}: not saved: {e}") from e
+    except SafetensorError as e:
+        raise CheckpointError(f"{path}: not saved: {e}; the file is as it was") from e
+
+
+def _tensors(c: Checkpoint) -> dict[str, FloatArray]:
+    named = [(w.name, w.data) for w in c.weights]
+    named += [(OPTIMIZER_PREFIX + t.name, t.data) for t in (c.optimizer_state.state_data if c.optimizer_state else [])]
+    tensors: dict[str, FloatArray] = {}
+    for name, data in named:
+        if name in tensors:
+            raise CheckpointError(f"tensor {name!r} stands twice; safetensors needs unique names, JSON does not")
+        tensors[name] = np.ascontiguousarray(data)
+    return tensors
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a file written by ``save``.
+
+    Raises: CheckpointError naming file and tensor: damaged, not float32, NaN, missing or without an architecture.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as e:
+        raise CheckpointError(f"{path}: no readable safetensors file: {e}") from e
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(
+            f"{path}: holds {len(tensors)} tensors but no architecture (__metadata__.{METADATA_KEY}); "
+            "build the Model and use model.load_weights(path)"
+        )
+    used: set[str] = set()
+
+    def arrays(section: str, name: str) -> FloatArray:
+        key = name if section == "weights" else OPTIMIZER_PREFIX + name
+        if key not in tensors:
+            raise CheckpointError(f"{path}: tensor {key!r} is missing; the file is damaged")
+        if tensors[key].dtype != np.float32:
+            raise CheckpointError(f"{path}: tensor {key!r} is {tensors[key].dtype}; float32 needed")
+        check_finite(tensors[key], f"{path}: tensor {key!r}")
+        used.add(key)
+        data: FloatArray = tensors[key]
+        return data
+
+    value, _ = json_format.decode_json(lambda: io.BytesIO(metadata[METADATA_KEY].encode()), f"{path}: __metadata__")
+    checkpoint = json_format.from_value(value, f"{path}: __metadata__", arrays)
+    checkpoint.notes += [f"ignored the tensor {name!r}, which no layer or optimizer owns" for name in sorted(set(tensors) - used)]
+    return checkpoint

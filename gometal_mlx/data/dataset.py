@@ -1,0 +1,50 @@
+"""Datasets: anything with a length that hands out rows of inputs and labels."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ShapeError
+
+Array = npt.NDArray[Any]
+
+
+class Dataset(Protocol):
+    """What a DataLoader needs."""
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> tuple[Array, Array]:
+        """Inputs and labels of the rows, in that order."""
+
+
+class ArrayDataset:
+    """Inputs and labels held in memory.
+
+    Args:
+        x: inputs, first axis the rows; converted to float32 once.
+        y: labels, as many rows; integers are kept as int32, everything else becomes float32.
+    Raises: ShapeError if the lengths differ or there are no rows.
+    """
+
+    def __init__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> None:
+        self.x: Array = np.ascontiguousarray(x, np.float32)
+        labels = np.asarray(y)
+        whole = labels.dtype.kind in "iub"
+        if whole and labels.size and not -(2**31) <= int(labels.min()) <= int(labels.max()) < 2**31:
+            raise ShapeError(f"ArrayDataset: labels must fit 32 bits, got {labels.min()} to {labels.max()}")
+        self.y: Array = np.ascontiguousarray(labels, np.int32 if whole else np.float32)
+        if self.x.ndim < 2 or self.y.ndim < 1 or len(self.x) != len(self.y) or not len(self.x):
+            raise ShapeError(
+                f"ArrayDataset: inputs (rows, ...) and labels (rows, ...) of equal length needed, got {self.x.shape} and {self.y.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> tuple[Array, Array]:
+        return self.x[indices], self.y[indices]

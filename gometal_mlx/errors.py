@@ -1,0 +1,21 @@
+"""Every error this package raises on purpose: one line, what was needed, what came, what to do."""
+
+
+class GoMetalError(Exception):
+    """Base of all errors raised by gometal_mlx."""
+
+
+class SpecError(GoMetalError, ValueError):
+    """A model, layer, optimizer or trainer was described with values that cannot work."""
+
+
+class ShapeError(GoMetalError, ValueError):
+    """An array or layer input has a shape that does not fit."""
+
+
+class CheckpointError(GoMetalError, ValueError):
+    """A checkpoint file or object is missing, damaged, inconsistent or does not fit the model."""
+
+
+class UnsupportedError(GoMetalError):
+    """The request is understood, but has no exact equivalent on the other side."""

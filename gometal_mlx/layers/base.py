@@ -1,0 +1,214 @@
+"""What a layer is: one frozen dataclass whose fields are go-metal's JSON ``parameters``.
+
+A layer file holds the parameters, shape rule, weights and initialisation, the forward pass and both ONNX directions;
+nothing else in the package names a layer, except one line in ``registry.py`` and one method of ``ModelBuilder``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import mlx.core as mx
+import numpy as np
+
+from .._types import FloatArray, Params, Shape, f32
+from ..errors import SpecError
+
+LAYERS: dict[int, type[Layer]] = {}  # LayerType code -> class; filled by Layer.__init_subclass__
+
+Init = Callable[[mx.array | None], mx.array]  # from a random key (None: MLX's global generator) to the first value
+STATISTICS = ("running_mean", "running_var")  # kinds that are stored but neither trained nor counted
+
+
+@dataclass(frozen=True)
+class Param:
+    """One array of a layer: its shape in go-metal's layout, its JSON ``type`` (kind) and how it starts."""
+
+    shape: Shape
+    kind: str
+    init: Init
+
+    @property
+    def trainable(self) -> bool:
+        return self.kind not in STATISTICS
+
+
+def he_normal(shape: Shape, fan_in: int) -> Init:
+    """Normal(0, sqrt(2 / fan_in)) (He et al. 2015). Source: go-metal engine/model_engine.go."""
+    return lambda key: mx.random.normal(shape, scale=math.sqrt(2.0 / fan_in), key=key)
+
+
+def constant(shape: Shape, value: float) -> Init:
+    """Every element ``value``; uses no random numbers."""
+    return lambda _: mx.full(shape, value, dtype=mx.float32)
+
+
+class GraphWriter(Protocol):
+    """What a layer sees of the ONNX graph it writes itself into."""
+
+    opset: int
+
+    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node named after the layer and return the name of its output."""
+
+    def weight(self, param: str) -> str:
+        """The initializer ``<layer>.<param>``, from the model's weights."""
+
+    def constant(self, param: str, value: FloatArray) -> str:
+        """An initializer ``<layer>.<param>`` that is not among the weights."""
+
+    def shape(self) -> Shape:
+        """The layer's input shape (NCHW)."""
+
+
+class Match(Protocol):
+    """A run of ONNX nodes that fits one of a layer's ``onnx_patterns``."""
+
+    name: str
+    ops: tuple[str, ...]
+    input_shape: Shape
+    opset: int
+    from_gometal: bool
+
+    def attr(self, node: int, name: str, default: Any) -> Any:
+        """The attribute's value; whatever no layer reads must have its default, or the import is refused."""
+
+    def consts(self, node: int) -> list[FloatArray]:
+        """The node's constant inputs, in order."""
+
+    def data_first(self, node: int) -> bool:
+        """Whether the node's first input is the data tensor (and not a constant)."""
+
+    def note(self, text: str) -> None:
+        """Report a repair."""
+
+    def refuse(self, node: int, reason: str) -> Exception:
+        """The error that names the node, for ``raise``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Base of all layers; a subclass is registered by its ``code`` when its file is imported."""
+
+    code: ClassVar[int]  # LayerType in go-metal's JSON
+    aliases: ClassVar[Mapping[str, str]] = {}  # other spellings of a parameter found in files -> field
+    constants: ClassVar[Mapping[str, bool]] = {}  # JSON keys that go-metal writes but that choose nothing here
+    derived_keys: ClassVar[tuple[str, ...]] = ()  # JSON keys computed from the input shape
+    onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = ()
+
+    name: str
+
+    def __init_subclass__(cls) -> None:
+        if "code" not in cls.__dict__:
+            return
+        if (other := LAYERS.get(cls.code)) is not None and other.__qualname__ != cls.__qualname__:
+            raise SpecError(f"layer {cls.__name__}: code {cls.code} belongs to {other.__name__}; choose another")
+        LAYERS[cls.code] = cls
+
+    def __post_init__(self) -> None:
+        for field in fields(type(self)):
+            object.__setattr__(self, field.name, self._coerce(field, getattr(self, field.name)))
+        self.check()
+
+    def _coerce(self, field: dataclasses.Field[Any], value: Any) -> Any:
+        kind = str(field.type)
+        if kind == "bool" and isinstance(value, bool | np.bool_):
+            return bool(value)
+        if kind != "bool" and isinstance(value, int | float | np.number) and not isinstance(value, bool):
+            if kind == "int" and math.isfinite(value) and int(value) == value:
+                return int(value)
+            with np.errstate(over="ignore"):
+                narrow = f32(value)
+            if kind == "float" and math.isfinite(narrow):
+                return narrow
+        raise self.error(f"{field.name} must be {'an' if kind == 'int' else 'a'} {kind}, got {value!r}")
+
+    def error(self, text: str) -> SpecError:
+        """A SpecError that names this layer."""
+        return SpecError(f"{type(self).__name__} {self.name!r}: {text}")
+
+    def check(self) -> None:
+        """Raise SpecError for values that no input shape can make sense of."""
+
+    def resolve(self, x: Shape) -> Self:
+        """This layer with what it infers from its input shape filled in."""
+        return self
+
+    def output_shape(self, x: Shape) -> Shape:
+        """The shape rule, NCHW; raises ShapeError for an input that does not fit."""
+        return x
+
+    def params(self, x: Shape) -> dict[str, Param]:
+        """The layer's arrays by name, in go-metal's order (statistics last)."""
+        return {}
+
+    def derived(self, x: Shape) -> dict[str, int]:
+        """The values of ``derived_keys`` for that input shape."""
+        return {}
+
+    def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
+        """The layer's value, channels last. ``p`` holds its arrays; statistics may be replaced in it."""
+        raise NotImplementedError  # every registered layer overrides it; the contract test checks
+
+    def to_onnx(self, g: GraphWriter, x: str) -> str:
+        """Write the layer into a graph; returns the name of its output."""
+        raise NotImplementedError  # as above
+
+    @classmethod
+    def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
+        """The layer and its weights for matched nodes, or None where another layer should try."""
+        raise NotImplementedError  # as above
+
+    def parameters(self, x: Shape | None = None) -> dict[str, Any]:
+        """go-metal's ``parameters`` map: ints, bools and float32 as its builder writes them."""
+        values = {f.name: getattr(self, f.name) for f in fields(type(self))}
+        typed = {k: np.float32(v) if isinstance(v, float) else v for k, v in values.items()}
+        return {**typed, **self.constants, **(self.derived(x) if x is not None else {})}
+
+    @classmethod
+    def from_parameters(cls, name: str, parameters: Mapping[str, Any], notes: list[str] | None = None) -> Self:
+        """The layer a ``parameters`` map describes.
+
+        Args:
+            notes: where to report what had to be repaired; None refuses unknown keys instead.
+        Raises: SpecError for a missing, unknown or ill-typed value.
+        """
+        where = f"{cls.__name__} {name!r}"
+        names = [f.name for f in fields(cls)]
+        values: dict[str, Any] = {}
+        for key, value in parameters.items():
+            field = cls.aliases.get(key, key)
+            if field in names and (key == field or field not in parameters):
+                values[field] = value
+                if notes is not None and key != field:
+                    notes.append(f"{where}: read {key!r} as {field!r}")
+            elif notes is None and key not in cls.constants and key not in cls.derived_keys and field not in names:
+                raise SpecError(f"{where}: unknown parameter {key!r}{suggest(key, names)}")
+            elif notes is not None and field not in names and key not in (*cls.constants, *cls.derived_keys):
+                notes.append(f"{where}: ignored the unknown parameter {key!r}")
+        missing = [f.name for f in fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
+        if missing:
+            raise SpecError(f"{where}: missing parameter {missing[0]!r}; it has no default")
+        return cls(name=name, **values)
+
+
+class Activation(Layer):
+    """A layer without weights that keeps its input's shape; written as one ONNX node of its own name."""
+
+
+def fields(layer: type[Layer]) -> list[dataclasses.Field[Any]]:
+    """The dataclass fields that are JSON parameters (all but the name)."""
+    return [f for f in dataclasses.fields(layer) if f.name != "name"]
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest of the known names, else the list of them."""
+    near = difflib.get_close_matches(word.casefold(), {k.casefold(): k for k in known}, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {next(k for k in known if k.casefold() == near[0])!r}?"
+    return f"; known: {', '.join(known)}" if known else "; it has no parameters"

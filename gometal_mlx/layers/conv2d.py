@@ -1,0 +1,114 @@
+"""Two-dimensional convolution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import mlx.core as mx
+
+from .._types import FloatArray, Params, Shape
+from ..errors import ShapeError
+from ._layout import oihw_to_ohwi
+from .base import GraphWriter, Layer, Match, Param, constant, he_normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv2D(Layer):
+    """Cross-correlation of an image with square kernels: ``y[o] = sum_c x[c] * w[o, c] + b[o]``.
+
+    Shapes: input ``(N, C, H, W)``; output ``(N, output_channels, H', W')`` with
+        ``H' = (H + 2 * padding - kernel_size) // stride + 1``, W' alike; weight ``(output_channels, C, k, k)``;
+        bias ``(output_channels,)``.
+    Args:
+        output_channels, kernel_size, stride: at least 1 (kernel and stride hold for both axes).
+        padding: zeros on all four sides, at least 0.
+        use_bias: add a learned bias (starts at 0). The weight starts He-normal over ``C * k * k``.
+    ONNX: ``Conv``.
+    Raises: SpecError for values out of range; ShapeError if the input is not 4-D or smaller than the kernel.
+    Source: go-metal layers/layer.go, computeConv2DInfo.
+    """
+
+    code: ClassVar[int] = 1
+    aliases = {"out_channels": "output_channels"}
+    derived_keys: ClassVar[tuple[str, ...]] = ("input_channels", "in_channels")
+    onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Conv",),)
+
+    output_channels: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+
+    def check(self) -> None:
+        for name in ("output_channels", "kernel_size", "stride"):
+            if getattr(self, name) < 1:
+                raise self.error(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.padding < 0:
+            raise self.error(f"padding must be at least 0, got {self.padding}")
+
+    def output_shape(self, x: Shape) -> Shape:
+        return (x[0], self.output_channels, *window_shape(self, x, self.kernel_size, self.stride, self.padding))
+
+    def derived(self, x: Shape) -> dict[str, int]:
+        return {"input_channels": x[1]}
+
+    def params(self, x: Shape) -> dict[str, Param]:
+        shape = (self.output_channels, x[1], self.kernel_size, self.kernel_size)
+        p = {"weight": Param(shape, "weight", he_normal(shape, math.prod(shape[1:])))}
+        if self.use_bias:
+            p["bias"] = Param((self.output_channels,), "bias", constant((self.output_channels,), 0.0))
+        return p
+
+    def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
+        y = mx.conv2d(x, oihw_to_ohwi(p["weight"]), self.stride, self.padding)
+        return y + p["bias"] if self.use_bias else y
+
+    def to_onnx(self, g: GraphWriter, x: str) -> str:
+        inputs = [x, g.weight("weight"), *([g.weight("bias")] if self.use_bias else [])]
+        k, s, p = self.kernel_size, self.stride, self.padding
+        return g.node("Conv", *inputs, kernel_shape=[k, k], strides=[s, s], pads=[p] * 4, dilations=[1, 1], group=1)
+
+    @classmethod
+    def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
+        consts = m.consts(0)
+        if not m.data_first(0) or not consts or consts[0].ndim != 4:
+            raise m.refuse(0, "its kernel must be a constant of rank 4 (two-dimensional convolution)")
+        weight = consts[0]
+        if (group := m.attr(0, "group", 1)) != 1:
+            raise m.refuse(0, f"group = {group}; only 1 is supported")
+        if any(d != 1 for d in m.attr(0, "dilations", [1, 1])):
+            raise m.refuse(0, f"dilations = {m.attr(0, 'dilations', [1, 1])}; only 1 is supported")
+        kernel, stride, padding = square_window(m, list(weight.shape[2:]))
+        if [kernel, kernel] != list(weight.shape[2:]):
+            raise m.refuse(0, f"kernel_shape {kernel} contradicts the weight's shape {weight.shape}")
+        if weight.shape[1] != m.input_shape[1]:
+            raise m.refuse(0, f"weight {weight.shape} needs {weight.shape[1]} input channels, the input has {m.input_shape[1]}")
+        layer = cls(
+            name=m.name, output_channels=weight.shape[0], kernel_size=kernel, stride=stride, padding=padding,
+            use_bias=len(consts) > 1,
+        )  # fmt: skip
+        return layer, {"weight": weight, **({"bias": consts[1]} if len(consts) > 1 else {})}
+
+
+def window_shape(layer: Layer, x: Shape, kernel: int, stride: int, padding: int) -> Shape:
+    """The height and width a square window leaves of an NCHW shape."""
+    kind = type(layer).__name__
+    if len(x) != 4:
+        raise ShapeError(f"{kind} {layer.name!r}: input needs rank 4 (batch, channels, height, width), got shape {x}")
+    if min(x[2:]) + 2 * padding < kernel:
+        raise ShapeError(f"{kind} {layer.name!r}: window {kernel} is larger than the padded input {x[2]}x{x[3]} + 2*{padding}")
+    return tuple((d + 2 * padding - kernel) // stride + 1 for d in x[2:])
+
+
+def square_window(m: Match, default_kernel: list[int]) -> tuple[int, int, int]:
+    """kernel, stride and padding of a matched convolution or pooling node, or a refusal."""
+    kernel, strides = m.attr(0, "kernel_shape", default_kernel), m.attr(0, "strides", [1, 1])
+    pads, auto = m.attr(0, "pads", [0, 0, 0, 0]), m.attr(0, "auto_pad", "NOTSET")
+    if auto not in ("NOTSET", "VALID"):
+        raise m.refuse(0, f"auto_pad = {auto}; explicit pads needed")
+    for name, values in (("kernel_shape", kernel), ("strides", strides), ("pads", pads)):
+        if len(set(values)) != 1:
+            raise m.refuse(0, f"{name} = {list(values)}; one value for all sides needed")
+    return kernel[0], strides[0], 0 if auto == "VALID" else pads[0]

@@ -1,0 +1,107 @@
+"""Dense (fully connected) layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import mlx.core as mx
+import numpy as np
+
+from .._types import FloatArray, Params, Shape
+from ..errors import ShapeError
+from ._layout import to_public
+from .base import GraphWriter, Layer, Match, Param, constant, he_normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense(Layer):
+    """Affine map of the flattened input: ``y = flatten(x) @ W + b``.
+
+    Shapes: input ``(N, d1, ...)``, rank >= 2, flattened in C, H, W order; output ``(N, output_size)``;
+        weight ``(d1 * d2 * ..., output_size)``; bias ``(output_size,)``.
+    Args:
+        output_size: features out, at least 1.
+        use_bias: add a learned bias (starts at 0). The weight starts He-normal over the input features.
+    ONNX: writes ``Flatten`` (rank > 2) and ``Gemm``; also reads ``MatMul``, ``MatMul`` + ``Add``.
+    Raises: SpecError for a size below 1; ShapeError for an input of rank < 2.
+    Source: go-metal layers/layer.go, computeDenseInfo.
+    """
+
+    code: ClassVar[int] = 0
+    derived_keys: ClassVar[tuple[str, ...]] = ("input_size",)
+    onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = tuple(
+        (*flatten, *core) for core in (("MatMul", "Add"), ("MatMul",), ("Gemm",)) for flatten in (("Flatten",), ())
+    )
+
+    output_size: int
+    use_bias: bool = True
+
+    def check(self) -> None:
+        if self.output_size < 1:
+            raise self.error(f"output_size must be at least 1, got {self.output_size}")
+
+    def output_shape(self, x: Shape) -> Shape:
+        if len(x) < 2:
+            raise ShapeError(f"Dense {self.name!r}: input needs rank >= 2 (batch, features...), got shape {x}")
+        return (x[0], self.output_size)
+
+    def derived(self, x: Shape) -> dict[str, int]:
+        return {"input_size": math.prod(x[1:])}
+
+    def params(self, x: Shape) -> dict[str, Param]:
+        size = math.prod(x[1:])
+        shape = (size, self.output_size)
+        p = {"weight": Param(shape, "weight", he_normal(shape, size))}
+        if self.use_bias:
+            p["bias"] = Param((self.output_size,), "bias", constant((self.output_size,), 0.0))
+        return p
+
+    def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
+        if x.ndim > 2:
+            x = to_public(x).reshape(x.shape[0], -1)
+        return mx.addmm(p["bias"], x, p["weight"]) if self.use_bias else x @ p["weight"]
+
+    def to_onnx(self, g: GraphWriter, x: str) -> str:
+        if len(g.shape()) > 2:
+            x = g.node("Flatten", x, axis=1)
+        return g.node("Gemm", x, g.weight("weight"), *([g.weight("bias")] if self.use_bias else []))
+
+    @classmethod
+    def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
+        at = 0
+        if m.ops[0] == "Flatten":
+            at = 1
+            if m.attr(0, "axis", 1) % (len(m.input_shape) + 1) != 1:
+                raise m.refuse(0, f"Flatten must keep the batch axis (axis 1), got axis {m.attr(0, 'axis', 1)}")
+        elif len(m.input_shape) != 2 and not m.from_gometal:
+            raise m.refuse(at, f"{m.ops[at]} over an input of rank {len(m.input_shape)} is no Dense layer; rank 2 needed")
+        consts = m.consts(at)
+        if not m.data_first(at) or not consts or consts[0].ndim != 2:
+            raise m.refuse(at, "its right operand must be a constant matrix")
+        weight, bias, scale = consts[0], consts[1:], 1.0
+        features = math.prod(m.input_shape[1:])
+        if m.ops[at] == "Gemm":
+            if m.attr(at, "transA", 0):
+                raise m.refuse(at, "transA = 1 multiplies the transposed batch")
+            if m.attr(at, "transB", 0):
+                weight = weight.T
+            scale = m.attr(at, "alpha", 1.0)
+            bias = [np.float32(m.attr(at, "beta", 1.0)) * b for b in bias]
+            weight = weight if scale == 1.0 else np.float32(scale) * weight
+        elif weight.shape[0] != features or (weight.shape[0] == weight.shape[1] and m.from_gometal):
+            if weight.shape[1] != features or not m.from_gometal:
+                raise m.refuse(at, f"weight {weight.shape} does not fit {features} input features")
+            weight = weight.T
+            m.note("transposed its weight: go-metal writes MatMul weights as (out, in)")
+        if weight.shape[0] != features:
+            raise m.refuse(at, f"weight {weight.shape} does not fit {features} input features")
+        if m.ops[-1] == "Add":
+            bias = m.consts(at + 1)
+        if bias:
+            if bias[0].size not in (1, weight.shape[1]) or bias[0].ndim > 2 or bias[0].shape[-1:] not in ((bias[0].size,), ()):
+                raise m.refuse(len(m.ops) - 1, f"bias {bias[0].shape} is not one value for each of {weight.shape[1]} outputs")
+            bias = [np.broadcast_to(bias[0].reshape(-1), (weight.shape[1],))]
+        layer = cls(name=m.name, output_size=weight.shape[1], use_bias=bool(bias))
+        return layer, {"weight": weight, **({"bias": bias[0]} if bias else {})}

@@ -1,0 +1,54 @@
+"""Dropout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import mlx.core as mx
+
+from .._types import FloatArray, Params
+from .base import GraphWriter, Layer, Match
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout(Layer):
+    """In training, zeroes each element with probability ``rate`` and scales the rest by ``1 / (1 - rate)``.
+
+    In evaluation the identity (inverted dropout, Srivastava et al. 2014).
+
+    Shapes: any.
+    Args:
+        rate: probability of a zero, from 0 up to but not including 1.
+    ONNX: left out of an inference graph; reads ``Dropout`` (ratio as attribute or input).
+    Raises: SpecError for a rate out of range.
+    Source: go-metal layers/layer.go; its engine never drops anything.
+    """
+
+    code: ClassVar[int] = 5
+    constants = {"training": True}
+    onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Dropout",),)
+
+    rate: float = 0.5
+
+    def check(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise self.error(f"rate (probability of a zero) must be from 0 up to, not including, 1, got {self.rate}")
+
+    def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
+        if not training or self.rate == 0:
+            return x
+        keep = mx.random.bernoulli(1 - self.rate, x.shape, key=key)
+        return mx.where(keep, x * (1 / (1 - self.rate)), mx.zeros((), x.dtype))
+
+    def to_onnx(self, g: GraphWriter, x: str) -> str:
+        return x
+
+    @classmethod
+    def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
+        consts = m.consts(0)
+        if len(consts) > 1 and bool(consts[1]):
+            raise m.refuse(0, "training_mode is true; export the model for inference")
+        m.attr(0, "seed", 0)  # chooses the mask, which an inference graph never draws
+        rate = float(consts[0]) if consts else m.attr(0, "ratio", 0.5)
+        return cls(name=m.name, rate=rate), {}

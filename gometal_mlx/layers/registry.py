@@ -1,0 +1,31 @@
+"""Importing this module imports every layer file, which fills ``base.LAYERS``; one line a layer."""
+
+from enum import IntEnum
+
+from .base import LAYERS
+from .batch_norm import BatchNorm
+from .conv2d import Conv2D
+from .dense import Dense
+from .dropout import Dropout
+from .elu import ELU
+from .leaky_relu import LeakyReLU
+from .max_pool2d import MaxPool2D
+from .relu import ReLU
+from .sigmoid import Sigmoid
+from .softmax import Softmax
+from .swish import Swish
+from .tanh import Tanh
+
+__all__ = [
+    "ELU", "BatchNorm", "Conv2D", "Dense", "Dropout", "LayerType", "LeakyReLU", "MaxPool2D", "ReLU", "Sigmoid",
+    "Softmax", "Swish", "Tanh", "type_name",
+]  # fmt: skip
+
+# A static enum would be a second list of layers to keep; mypy cannot see through this one.
+LayerType = IntEnum("LayerType", {c.__name__: code for code, c in sorted(LAYERS.items())})  # type: ignore[misc]
+LayerType.__str__ = lambda self: str(self.name)  # type: ignore[method-assign,assignment]
+
+
+def type_name(code: int) -> str:
+    """go-metal's name of a layer code; ``Unknown`` for a code no layer has."""
+    return LAYERS[code].__name__ if code in LAYERS else "Unknown"

@@ -1,0 +1,74 @@
+"""What a loss is: a mean over the batch, the labels it takes, and what its outputs mean as predictions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ..._types import Shape
+from ...errors import ShapeError, SpecError
+
+LOSSES: dict[int, type[Loss]] = {}  # LossFunction code -> class; filled by Loss.__init_subclass__
+
+
+class Loss:
+    """Base of all losses; a subclass is registered by its LossFunction ``code`` when its file is imported.
+
+    Args:
+        output_shape: of the model, batch included.
+    Raises: SpecError for outputs the loss cannot judge.
+    """
+
+    code: ClassVar[int]
+    classification: ClassVar[bool]
+    uses_logits: ClassVar[bool] = False  # wants the output before a trailing Softmax
+
+    def __init_subclass__(cls) -> None:
+        if "code" in cls.__dict__:
+            LOSSES[cls.code] = cls
+
+    def __init__(self, output_shape: Shape) -> None:
+        self.outputs = output_shape[1:]
+        if self.classification and len(output_shape) != 2:
+            raise SpecError(f"{type(self).__name__}: the model must end in (batch, classes), but it ends in {output_shape}")
+
+    def labels(self, y: npt.ArrayLike, rows: int) -> npt.NDArray[Any]:
+        """The labels as ``per_row`` wants them; ShapeError for a wrong shape or a class out of range."""
+        raise NotImplementedError  # every registered loss overrides it
+
+    def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
+        """The loss of each row, shape ``(N,)``, in float32."""
+        raise NotImplementedError  # as above
+
+    def correct(self, outputs: mx.array, y: mx.array) -> mx.array | None:
+        """How many rows are classified correctly; None for regression."""
+        return None
+
+    def predictions(self, logits: mx.array) -> mx.array:
+        """What ``predict`` returns for the outputs that the loss judges: probabilities or values."""
+        return logits
+
+
+def class_indices(y: npt.ArrayLike, rows: int, classes: int, kind: str) -> npt.NDArray[Any]:
+    """Class labels as int32 ``(rows,)``, or one-hot / probability rows as float32 ``(rows, classes)``.
+
+    Raises: ShapeError naming what is needed and the first label out of range.
+    """
+    labels = np.asarray(y)
+    if labels.ndim == 2 and labels.shape[1] == 1 != classes:
+        labels = labels[:, 0]
+    if labels.shape == (rows, classes) and classes > 1:
+        if not (np.isfinite(labels).all() and (labels >= 0).all() and np.allclose(labels.sum(axis=1), 1, atol=1e-4)):
+            raise ShapeError(f"{kind}: one-hot labels must be rows of probabilities that sum to 1")
+        return labels.astype(np.float32)
+    if labels.shape != (rows,):
+        raise ShapeError(f"{kind}: labels must be ({rows},) class numbers or ({rows}, {classes}) one-hot rows, got {labels.shape}")
+    if labels.dtype.kind not in "iub" and not (labels == np.trunc(labels)).all():
+        raise ShapeError(f"{kind}: class numbers must be whole, got {labels[labels != np.trunc(labels)][0]}")
+    if rows and not 0 <= labels.min() <= labels.max() < max(classes, 2):
+        bad = int(np.argmax((labels < 0) | (labels >= max(classes, 2))))
+        raise ShapeError(f"{kind}: label {labels[bad]} in row {bad} is outside 0..{max(classes, 2) - 1}")
+    return labels.astype(np.int32)

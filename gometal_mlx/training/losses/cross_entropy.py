@@ -1,0 +1,54 @@
+"""Softmax cross-entropy, for class numbers and one-hot rows alike."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import numpy.typing as npt
+
+from ..._types import Shape
+from ...errors import SpecError
+from .base import Loss, class_indices
+
+
+class CrossEntropy(Loss):
+    """``mean_n(logsumexp(x_n) - sum_c y_nc x_nc)``; with class numbers, ``y_n`` is one-hot.
+
+    The model's output before a trailing Softmax is used, so that no Softmax is applied twice.
+
+    Shapes: outputs ``(N, C)``, C >= 2; labels ``(N,)`` class numbers or ``(N, C)`` rows of probabilities.
+    Raises: SpecError for a single output (BCEWithLogits is for those); ShapeError for labels that do not fit.
+    Source: go-metal bridge_graph.m; both of its cross-entropies are this one.
+    """
+
+    code: ClassVar[int] = 0
+    classification: ClassVar[bool] = True
+    uses_logits: ClassVar[bool] = True
+
+    def __init__(self, output_shape: Shape) -> None:
+        super().__init__(output_shape)
+        if output_shape[1] < 2:
+            raise SpecError(f"{type(self).__name__}: at least 2 outputs needed, the model has {output_shape[1]}; use BCEWithLogits")
+
+    def labels(self, y: npt.ArrayLike, rows: int) -> npt.NDArray[Any]:
+        return class_indices(y, rows, self.outputs[0], type(self).__name__)
+
+    def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
+        x = outputs.astype(mx.float32)
+        if y.ndim == 2:
+            return mx.logsumexp(x, axis=1) * mx.sum(y, axis=1) - mx.sum(y * x, axis=1)
+        return mx.logsumexp(x, axis=1) - mx.take_along_axis(x, y[:, None], axis=1).squeeze(1)
+
+    def correct(self, outputs: mx.array, y: mx.array) -> mx.array | None:
+        classes = y if y.ndim == 1 else mx.argmax(y, axis=1)
+        return mx.sum(mx.argmax(outputs, axis=1) == classes)
+
+    def predictions(self, logits: mx.array) -> mx.array:
+        return mx.softmax(logits, axis=1, precise=True)
+
+
+class SparseCrossEntropy(CrossEntropy):
+    """CrossEntropy under go-metal's second name; the labels decide, not the name."""
+
+    code: ClassVar[int] = 1
