@@ -1,16 +1,21 @@
 """gometal_mlx: build, train, checkpoint, inspect, convert and serve go-metal models on MLX.
 
 >>> import gometal_mlx as gm
->>> spec = gm.ModelBuilder((32, 784)).add_dense(128).add_relu().add_dense(10).compile()
+>>> gm.ModelBuilder((32, 784)).add_dense(128).add_relu().add_dense(10).compile().total_parameters
+101770
 """
 
 from . import errors
 from ._version import __version__
-from .checkpoints import Checkpoint, load, save
+from .checkpoints import Checkpoint, CheckpointFormat, load, save
+from .data import ArrayDataset, DataLoader
 from .errors import CheckpointError, GoMetalError, ShapeError, SpecError, UnsupportedError
-from .layers import Model, ModelBuilder
+from .inference import Predictor
+from .layers import LayerSpec, Model, ModelBuilder, ModelSpec
+from .training import Callback, History, ModelTrainer, TrainerConfig
 
 __all__ = [
-    "Checkpoint", "CheckpointError", "GoMetalError", "Model", "ModelBuilder", "ShapeError", "SpecError",
-    "UnsupportedError", "__version__", "errors", "load", "save",
+    "ArrayDataset", "Callback", "Checkpoint", "CheckpointError", "CheckpointFormat", "DataLoader", "GoMetalError",
+    "History", "LayerSpec", "Model", "ModelBuilder", "ModelSpec", "ModelTrainer", "Predictor", "ShapeError",
+    "SpecError", "TrainerConfig", "UnsupportedError", "__version__", "errors", "load", "save",
 ]  # fmt: skip

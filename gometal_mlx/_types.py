@@ -1,6 +1,7 @@
-"""Names for the few types that cross package borders."""
+"""Names for the few types that cross package borders, and the two ways a number becomes a float."""
 
 from collections.abc import MutableMapping
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -11,10 +12,15 @@ Params = MutableMapping[str, mx.array]
 FloatArray = npt.NDArray[np.float32]
 
 
-def f32(value: float | np.number) -> float:
+def f32(value: float | np.number[Any]) -> float:
     """The shortest decimal that stands for the value's float32: 0.1, not 0.10000000149.
 
     Every number that files keep as float32 passes through here once, so that what was typed, stored and read again is
     the same number.
     """
     return float(str(np.float32(value)))
+
+
+def number(value: mx.array) -> float:
+    """A scalar array as a float; waits for it."""
+    return float(value.item())  # type: ignore[arg-type]  # item() may be complex in general

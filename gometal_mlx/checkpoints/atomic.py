@@ -22,7 +22,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as e:
-        raise CheckpointError(f"{path}: cannot be written: {e.strerror or e}; the folder must exist and be writable") from e
+        raise CheckpointError(
+            f"{path}: cannot be written: {e.strerror or e}; the folder must exist and be writable"
+        ) from e
     try:
         yield temporary
         if path.exists():
@@ -44,4 +46,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-

@@ -54,7 +54,7 @@ class WeightTensor:
 
 @dataclass
 class TrainingState:
-    """Where a training run stands; go-metal's six numbers. ``best_loss`` is 1e9 where none is known (as in go-metal)."""
+    """Where a training run stands; go-metal's six numbers. ``best_loss`` is 1e9 where none is known."""
 
     epoch: int = 0
     step: int = 0
@@ -135,13 +135,17 @@ class Checkpoint:
             for a missing architecture.
         """
         if not isinstance(self.model_spec, ModelSpec):
-            raise SpecError("checkpoint: a model_spec is needed to save it; build one with ModelBuilder or read it from a file")
+            raise SpecError(
+                "checkpoint: a model_spec is needed to save it; build one with ModelBuilder or read it from a file"
+            )
         for where, t in self.tensors():
             if not isinstance(t.data, np.ndarray) or t.data.dtype != np.float32:
                 kind = getattr(t.data, "dtype", type(t.data).__name__)
                 raise CheckpointError(f"{where}: data must be a float32 array, got {kind}")
             if t.data.size != elements(t.shape) and not (t.data.size == 0 and "data" in t.nulls):
-                raise CheckpointError(f"{where}: shape {tuple(t.shape)} needs {elements(t.shape)} numbers, data has {t.data.size}")
+                raise CheckpointError(
+                    f"{where}: shape {tuple(t.shape)} needs {elements(t.shape)} numbers, data has {t.data.size}"
+                )
             check_finite(t.data, where)
         for name in ("learning_rate", "best_loss", "best_accuracy"):
             if not math.isfinite(value := getattr(self.training_state, name)):
@@ -151,7 +155,8 @@ class Checkpoint:
         state = self.training_state
         optimizer = self.optimizer_state.type if self.optimizer_state else "no optimizer state"
         count = sum(w.data.size for w in self.weights)
-        return f"Checkpoint({len(self.weights)} weights, {count:,} numbers, {optimizer}, epoch {state.epoch}, step {state.step})"
+        weights = f"{len(self.weights)} weights, {count:,} numbers"
+        return f"Checkpoint({weights}, {optimizer}, epoch {state.epoch}, step {state.step})"
 
 
 def elements(shape: Sequence[int]) -> int:
@@ -171,7 +176,9 @@ def extract_weights(model: Model) -> list[WeightTensor]:
     """The model's arrays as WeightTensors: learned ones in go-metal's order, then the running statistics."""
     mx.eval(model.state)
     slots = [(layer.name, name, param.kind) for layer, name, param in model.slots()]
-    arrays = [np.array(model[layer][name], np.float32) for layer, name, _ in slots]  # copies: later steps do not reach them
+    arrays = [
+        np.array(model[layer][name], np.float32) for layer, name, _ in slots
+    ]  # copies: later steps do not reach them
     return [
         WeightTensor(f"{layer}.{name}", a.shape, a, layer, kind)
         for (layer, name, kind), a in zip(slots, arrays, strict=True)

@@ -93,7 +93,9 @@ class CheckpointSaver:
         except OSError as e:
             raise CheckpointError(f"{path}: cannot be read: {e.strerror or e}") from e
         if found is not None and found != self.format:
-            raise CheckpointError(f"{path}: expected {self.format}, but the content looks like {found}; rename the file")
+            raise CheckpointError(
+                f"{path}: expected {self.format}, but the content looks like {found}; rename the file"
+            )
         checkpoint: Checkpoint = FORMATS[self.format].load(file, **options)
         return checkpoint
 

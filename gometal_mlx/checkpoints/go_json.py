@@ -35,7 +35,7 @@ MAX_STRUCTURE = 1 << 26  # bytes of everything but long arrays; a checkpoint has
 
 _ESCAPES = {**{i: f"\\u{i:04x}" for i in range(32)}, 8: "\\b", 9: "\\t", 10: "\\n", 12: "\\f", 13: "\\r"}
 _ESCAPES |= {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"} | {ord('"'): '\\"', ord("\\"): "\\\\"}
-_ESCAPES |= {i: "\\ufffd" for i in range(0xD800, 0xE000)}  # what Go prints for text that is not UTF-8
+_ESCAPES |= dict.fromkeys(range(55296, 57344), "\\ufffd")  # what Go prints for text that is not UTF-8
 
 _EXPONENT = re.compile(rb"(-?)(\d)(?:\.(\d+))?e\+?(\d+)")
 ORJSON_EXPONENT_FROM = 1e13  # orjson changes to exponents about there, Go at 1e21
@@ -203,7 +203,8 @@ class Numbers:
 
 def _parse_floats(chunk: bytes, offset: int) -> tuple[FloatArray, Exception | None]:
     try:
-        wide = np.frombuffer(simdjson.Parser().parse(b"[" + chunk + b"]").as_buffer(of_type="d"), np.float64)
+        array: Any = simdjson.Parser().parse(b"[" + chunk + b"]")
+        wide = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
     except (ValueError, TypeError, RuntimeError, OverflowError):
         return _parse_slowly(chunk, offset)
     with np.errstate(over="ignore", under="ignore"):
@@ -227,7 +228,11 @@ def _needs_care(chunk: bytes, wide: np.ndarray[Any, np.dtype[np.float64]], narro
 
 def _parse_slowly(chunk: bytes, offset: int) -> tuple[FloatArray, Exception | None]:
     items, end = _load(b"[" + chunk + b"]")
-    if end != len(chunk) + 2 or not items or any(isinstance(i, list | str) and not isinstance(i, Number) for i in items):
+    if (
+        end != len(chunk) + 2
+        or not items
+        or any(isinstance(i, list | str) and not isinstance(i, Number) for i in items)
+    ):
         raise ValueError("no list of scalars")
     out, error = np.zeros(len(items), np.float32), None
     for i, item in enumerate(items):
@@ -357,12 +362,16 @@ class _Splitter:
         self._size += end - self._at
         self._at = end
         if self._size > MAX_STRUCTURE:
-            raise CheckpointError(f"{self._where}: more than {MAX_STRUCTURE >> 20} MB outside of number arrays; this is no checkpoint")
+            raise CheckpointError(
+                f"{self._where}: more than {MAX_STRUCTURE >> 20} MB outside of number arrays; this is no checkpoint"
+            )
 
     def _more(self) -> bool:
         rest = self._window[self._at :]
         if len(rest) > MAX_STRUCTURE:
-            raise CheckpointError(f"{self._where}: one value of more than {MAX_STRUCTURE >> 20} MB; this is no checkpoint")
+            raise CheckpointError(
+                f"{self._where}: one value of more than {MAX_STRUCTURE >> 20} MB; this is no checkpoint"
+            )
         block = self._read(max(BLOCK, len(rest)))
         self._offset += self._at
         self._window, self._at = rest + block, 0
@@ -380,7 +389,9 @@ class _Splitter:
             end = close if closed else self._window.rfind(b",", self._at, self._at + BLOCK)
             if end < 0:
                 if not self._more():
-                    raise CheckpointError(f"{self._where}: broken JSON at byte {begin}: the array does not end; the file is truncated")
+                    raise CheckpointError(
+                        f"{self._where}: broken JSON at byte {begin}: the array does not end; the file is truncated"
+                    )
                 continue
             try:
                 numbers.feed(self._window[self._at : end], last=closed)
@@ -398,13 +409,17 @@ class _Splitter:
         if not skeleton.strip():
             raise CheckpointError(f"{self._where}: the file is empty; a JSON object is needed")
         if skeleton.startswith(codecs.BOM_UTF8):
-            raise CheckpointError(f"{self._where}: begins with a byte order mark, which Go refuses; remove the first three bytes")
+            raise CheckpointError(
+                f"{self._where}: begins with a byte order mark, which Go refuses; remove the first three bytes"
+            )
         text = skeleton.decode("utf-8", "gometal_mlx.go")
         try:
             value, end = _load_text(text)
         except json.JSONDecodeError as e:
             at = self._origin(len(text[: e.pos].encode("utf-8", "surrogatepass")))
-            raise CheckpointError(f"{self._where}: broken JSON at byte {at}: {e.msg}; the file is damaged or truncated") from e
+            raise CheckpointError(
+                f"{self._where}: broken JSON at byte {at}: {e.msg}; the file is damaged or truncated"
+            ) from e
         except ValueError as e:
             raise CheckpointError(f"{self._where}: broken JSON: {e}; the file is damaged") from e
         except RecursionError as e:

@@ -1,6 +1,7 @@
 """go-metal's JSON checkpoint: which keys, in which order, of which Go types.
 
-Writing gives the bytes of Go's encoder for the same content; reading follows Go's decoder, then checks what Go does not.
+Writing gives the bytes of Go's encoder for the same content; reading follows Go's decoder, then checks what Go leaves
+unchecked.
 Source: go-metal checkpoints/checkpoint.go (structs and their JSON tags, ensureBatchNormStatistics).
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from .._types import FloatArray, Shape
 from ..errors import CheckpointError
-from ..layers import LayerSpec, LayerType, ModelSpec
+from ..layers import BatchNorm, LayerSpec, LayerType, ModelSpec
 from ..layers.base import STATISTICS
 from .atomic import replacing
 from .checkpoint import (
@@ -32,8 +33,7 @@ from .checkpoint import (
     WeightTensor,
     elements,
 )
-from .go_json import Number, Numbers, Object, encode
-from .go_json import decode as decode_json
+from .go_json import Number, Numbers, Object, decode, encode
 
 EXTRAS_KEY = "gometal_mlx"  # the one top-level key that go-metal does not know, and so ignores
 
@@ -181,7 +181,7 @@ def load(path: Path) -> Checkpoint:
     Raises: CheckpointError naming file, JSON path and reason.
     """
     try:
-        value, trailing = decode_json(lambda: open_plain(path), str(path))
+        value, trailing = decode(lambda: open_plain(path), str(path))
     except (OSError, EOFError, zlib.error) as e:
         raise CheckpointError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
     checkpoint = from_value(value, str(path))
@@ -347,7 +347,10 @@ class _Reader:
         if values["model_spec"] is None:
             raise self.error("$.model_spec", "missing; without the architecture the weights have no meaning")
         if extras and not (isinstance(v := extras.pop("version", None), int) and 1 <= v <= EXTRAS_VERSION):
-            raise self.error(f"$.{EXTRAS_KEY}.version", f"this gometal_mlx reads up to {EXTRAS_VERSION}, the file has {v}; install a newer one")
+            raise self.error(
+                f"$.{EXTRAS_KEY}.version",
+                f"this gometal_mlx reads up to {EXTRAS_VERSION}, the file has {v}; install a newer one",
+            )
         checkpoint = Checkpoint(**values, extras=extras, nulls=nulls, notes=self.notes)
         self._report_duplicates(checkpoint)
         add_missing_statistics(checkpoint)
@@ -485,7 +488,7 @@ def add_missing_statistics(c: Checkpoint) -> None:
     Source: go-metal checkpoints/checkpoint.go, ensureBatchNormStatistics.
     """
     # for a name that stands twice go-metal takes the later layer
-    batch_norms = {s.name: i for i, s in enumerate(c.model_spec.layers) if s.type == LayerType.BatchNorm}
+    batch_norms = {s.name: i for i, s in enumerate(c.model_spec.layers) if s.type == BatchNorm.code}
     known = {w.layer for w in c.weights if w.type in STATISTICS}
     layers = list(c.model_spec.layers)
     for name, i in batch_norms.items():

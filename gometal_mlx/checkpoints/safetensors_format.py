@@ -19,6 +19,7 @@ from ..errors import CheckpointError
 from . import json_format
 from .atomic import replacing
 from .checkpoint import Checkpoint, check_finite
+from .go_json import decode
 
 METADATA_KEY = "gometal_mlx"
 OPTIMIZER_PREFIX = "optimizer_state."
@@ -84,7 +85,9 @@ def load(path: Path) -> Checkpoint:
         data: FloatArray = tensors[key]
         return data
 
-    value, _ = json_format.decode_json(lambda: io.BytesIO(metadata[METADATA_KEY].encode()), f"{path}: __metadata__")
+    value, _ = decode(lambda: io.BytesIO(metadata[METADATA_KEY].encode()), f"{path}: __metadata__")
     checkpoint = json_format.from_value(value, f"{path}: __metadata__", arrays)
-    checkpoint.notes += [f"ignored the tensor {name!r}, which no layer or optimizer owns" for name in sorted(set(tensors) - used)]
+    checkpoint.notes += [
+        f"ignored the tensor {name!r}, which no layer or optimizer owns" for name in sorted(set(tensors) - used)
+    ]
     return checkpoint

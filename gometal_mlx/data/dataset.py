@@ -39,9 +39,8 @@ class ArrayDataset:
             raise ShapeError(f"ArrayDataset: labels must fit 32 bits, got {labels.min()} to {labels.max()}")
         self.y: Array = np.ascontiguousarray(labels, np.int32 if whole else np.float32)
         if self.x.ndim < 2 or self.y.ndim < 1 or len(self.x) != len(self.y) or not len(self.x):
-            raise ShapeError(
-                f"ArrayDataset: inputs (rows, ...) and labels (rows, ...) of equal length needed, got {self.x.shape} and {self.y.shape}"
-            )
+            found = f"{self.x.shape} and {self.y.shape}"
+            raise ShapeError(f"ArrayDataset: inputs and labels need the same number of rows, at least 1, got {found}")
 
     def __len__(self) -> int:
         return len(self.x)

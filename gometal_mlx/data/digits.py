@@ -23,7 +23,9 @@ def load_digits(*, images: bool = True, test_fraction: float = 0.2, seed: int = 
         datasets = importlib.import_module("sklearn.datasets")
         selection = importlib.import_module("sklearn.model_selection")
     except ImportError as e:
-        raise UnsupportedError("the digits ship with scikit-learn; install it with: pip install 'gometal_mlx[digits]'") from e
+        raise UnsupportedError(
+            "the digits ship with scikit-learn; install it with: pip install 'gometal_mlx[digits]'"
+        ) from e
     bunch = datasets.load_digits()
     x = (bunch.data / 16).astype(np.float32)
     x = x.reshape(-1, 1, 8, 8) if images else x

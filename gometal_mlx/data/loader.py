@@ -27,7 +27,12 @@ class DataLoader:
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int = 32, shuffle: bool = False, seed: int | None = None, drop_last: bool = False
+        self,
+        dataset: Dataset,
+        batch_size: int = 32,
+        shuffle: bool = False,
+        seed: int | None = None,
+        drop_last: bool = False,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise SpecError(f"DataLoader: batch_size must be at least 1, got {batch_size!r}")

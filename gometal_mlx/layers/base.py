@@ -70,10 +70,13 @@ class Match(Protocol):
     """A run of ONNX nodes that fits one of a layer's ``onnx_patterns``."""
 
     name: str
-    ops: tuple[str, ...]
     input_shape: Shape
     opset: int
     from_gometal: bool
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """The nodes' operators, as the pattern names them."""
 
     def attr(self, node: int, name: str, default: Any) -> Any:
         """The attribute's value; whatever no layer reads must have its default, or the import is refused."""
@@ -100,6 +103,7 @@ class Layer:
     constants: ClassVar[Mapping[str, bool]] = {}  # JSON keys that go-metal writes but that choose nothing here
     derived_keys: ClassVar[tuple[str, ...]] = ()  # JSON keys computed from the input shape
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    go_metal_limit: ClassVar[str] = ""  # what go-metal itself cannot do with a model that has this layer
 
     name: str
 

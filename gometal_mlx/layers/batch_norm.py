@@ -21,7 +21,7 @@ class BatchNorm(Layer):
     ``running = (1 - momentum) * running + momentum * batch`` with the unbiased variance; evaluation uses the running
     ones. A batch that holds one value a channel has no variance: it is normalised by the running statistics.
 
-    Shapes: input ``(N, C, ...)``, rank >= 2; output alike; weight (gamma), bias (beta), running_mean, running_var ``(C,)``.
+    Shapes: input ``(N, C, ...)``, rank >= 2; output alike; weight (gamma), bias (beta) and both statistics ``(C,)``.
     Args:
         num_features: C; 0 means: take it from the input.
         eps: added to the variance, > 0.
@@ -36,6 +36,7 @@ class BatchNorm(Layer):
     aliases = {"epsilon": "eps"}
     constants = {"track_running_stats": True, "training": True}
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("BatchNormalization",),)
+    go_metal_limit = "go-metal keeps the statistics as they are, in training too"
 
     num_features: int = 0
     eps: float = 1e-5
@@ -57,7 +58,9 @@ class BatchNorm(Layer):
         if len(x) < 2:
             raise ShapeError(f"BatchNorm {self.name!r}: input needs rank >= 2 (batch, channels, ...), got shape {x}")
         if self.num_features not in (0, x[1]):
-            raise ShapeError(f"BatchNorm {self.name!r}: num_features is {self.num_features}, but the input {x} has {x[1]} channels")
+            raise ShapeError(
+                f"BatchNorm {self.name!r}: num_features is {self.num_features}, but the input {x} has {x[1]} channels"
+            )
         return x
 
     def params(self, x: Shape) -> dict[str, Param]:

@@ -75,7 +75,9 @@ class ModelBuilder:
     ) -> Self:  # fmt: skip
         """Append a BatchNorm layer; ``num_features`` None takes the input's channels."""
         if num_features is not None and (isinstance(num_features, bool) or num_features < 1):
-            raise SpecError(f"BatchNorm {name!r}: num_features must be at least 1 (or None: from the input), got {num_features}")
+            raise SpecError(
+                f"BatchNorm {name!r}: num_features must be at least 1 (or None: from the input), got {num_features}"
+            )
         return self._add(BatchNorm, name, num_features=num_features or 0, eps=eps, momentum=momentum, affine=affine)
 
     def add_dropout(self, rate: float = 0.5, name: str | None = None) -> Self:
@@ -131,11 +133,13 @@ class ModelBuilder:
         return self
 
     def _check_derived(self, spec: LayerSpec, layer: Layer) -> None:
-        """What a factory's spec says of its input (``input_size``, ``input_channels``) must agree with what precedes it."""
+        """What a factory says of a layer's input (``input_size``, ``input_channels``) must fit what precedes it."""
         stated = {k: v for k, v in spec.parameters.items() if k in layer.derived_keys}
         if not stated:
             return
-        shape = ModelSpec.from_layers(self._layers, self._input_shape).output_shape if self._layers else self._input_shape
+        shape = (
+            ModelSpec.from_layers(self._layers, self._input_shape).output_shape if self._layers else self._input_shape
+        )
         layer.output_shape(shape)  # refuses a rank for which nothing can be derived
         for key, value in layer.derived(shape).items():
             if stated.get(key, value) != value:
@@ -169,7 +173,9 @@ class LayerFactory:
                 raise layer.error(f"{key} must be at least 1, got {value}")
         return LayerSpec(layer.code, layer.name, {**layer.parameters(), **derived})
 
-    def create_dense_spec(self, input_size: int, output_size: int, use_bias: bool = True, name: str = "dense") -> LayerSpec:
+    def create_dense_spec(
+        self, input_size: int, output_size: int, use_bias: bool = True, name: str = "dense"
+    ) -> LayerSpec:
         """A Dense layer of known input size."""
         return self._spec(Dense(name=name, output_size=output_size, use_bias=use_bias), input_size=input_size)
 

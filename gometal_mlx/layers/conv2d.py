@@ -84,7 +84,9 @@ class Conv2D(Layer):
         if [kernel, kernel] != list(weight.shape[2:]):
             raise m.refuse(0, f"kernel_shape {kernel} contradicts the weight's shape {weight.shape}")
         if weight.shape[1] != m.input_shape[1]:
-            raise m.refuse(0, f"weight {weight.shape} needs {weight.shape[1]} input channels, the input has {m.input_shape[1]}")
+            raise m.refuse(
+                0, f"weight {weight.shape} needs {weight.shape[1]} input channels, the input has {m.input_shape[1]}"
+            )
         layer = cls(
             name=m.name, output_channels=weight.shape[0], kernel_size=kernel, stride=stride, padding=padding,
             use_bias=len(consts) > 1,
@@ -98,7 +100,9 @@ def window_shape(layer: Layer, x: Shape, kernel: int, stride: int, padding: int)
     if len(x) != 4:
         raise ShapeError(f"{kind} {layer.name!r}: input needs rank 4 (batch, channels, height, width), got shape {x}")
     if min(x[2:]) + 2 * padding < kernel:
-        raise ShapeError(f"{kind} {layer.name!r}: window {kernel} is larger than the padded input {x[2]}x{x[3]} + 2*{padding}")
+        raise ShapeError(
+            f"{kind} {layer.name!r}: window {kernel} is larger than the padded input {x[2]}x{x[3]} + 2*{padding}"
+        )
     return tuple((d + 2 * padding - kernel) // stride + 1 for d in x[2:])
 
 

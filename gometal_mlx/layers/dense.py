@@ -70,38 +70,42 @@ class Dense(Layer):
 
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
-        at = 0
-        if m.ops[0] == "Flatten":
-            at = 1
-            if m.attr(0, "axis", 1) % (len(m.input_shape) + 1) != 1:
-                raise m.refuse(0, f"Flatten must keep the batch axis (axis 1), got axis {m.attr(0, 'axis', 1)}")
-        elif len(m.input_shape) != 2 and not m.from_gometal:
-            raise m.refuse(at, f"{m.ops[at]} over an input of rank {len(m.input_shape)} is no Dense layer; rank 2 needed")
+        at = 1 if m.ops[0] == "Flatten" else 0
+        if at and m.attr(0, "axis", 1) % (len(m.input_shape) + 1) != 1:
+            raise m.refuse(0, f"Flatten must keep the batch axis (axis 1), got axis {m.attr(0, 'axis', 1)}")
+        if not at and len(m.input_shape) != 2 and not m.from_gometal:
+            raise m.refuse(at, f"input of rank {len(m.input_shape)}; a Dense layer needs rank 2 or a Flatten before it")
         consts = m.consts(at)
         if not m.data_first(at) or not consts or consts[0].ndim != 2:
             raise m.refuse(at, "its right operand must be a constant matrix")
-        weight, bias, scale = consts[0], consts[1:], 1.0
+        weight, bias = _gemm(m, at, consts) if m.ops[at] == "Gemm" else (_oriented(m, at, consts[0]), None)
+        if m.ops[-1] == "Add":
+            bias = m.consts(at + 1)[0] if m.consts(at + 1) else None
         features = math.prod(m.input_shape[1:])
-        if m.ops[at] == "Gemm":
-            if m.attr(at, "transA", 0):
-                raise m.refuse(at, "transA = 1 multiplies the transposed batch")
-            if m.attr(at, "transB", 0):
-                weight = weight.T
-            scale = m.attr(at, "alpha", 1.0)
-            bias = [np.float32(m.attr(at, "beta", 1.0)) * b for b in bias]
-            weight = weight if scale == 1.0 else np.float32(scale) * weight
-        elif weight.shape[0] != features or (weight.shape[0] == weight.shape[1] and m.from_gometal):
-            if weight.shape[1] != features or not m.from_gometal:
-                raise m.refuse(at, f"weight {weight.shape} does not fit {features} input features")
-            weight = weight.T
-            m.note("transposed its weight: go-metal writes MatMul weights as (out, in)")
         if weight.shape[0] != features:
             raise m.refuse(at, f"weight {weight.shape} does not fit {features} input features")
-        if m.ops[-1] == "Add":
-            bias = m.consts(at + 1)
-        if bias:
-            if bias[0].size not in (1, weight.shape[1]) or bias[0].ndim > 2 or bias[0].shape[-1:] not in ((bias[0].size,), ()):
-                raise m.refuse(len(m.ops) - 1, f"bias {bias[0].shape} is not one value for each of {weight.shape[1]} outputs")
-            bias = [np.broadcast_to(bias[0].reshape(-1), (weight.shape[1],))]
-        layer = cls(name=m.name, output_size=weight.shape[1], use_bias=bool(bias))
-        return layer, {"weight": weight, **({"bias": bias[0]} if bias else {})}
+        if bias is None:
+            return cls(name=m.name, output_size=weight.shape[1], use_bias=False), {"weight": weight}
+        if bias.size not in (1, weight.shape[1]) or bias.ndim > 2 or bias.shape[-1:] not in ((bias.size,), ()):
+            raise m.refuse(len(m.ops) - 1, f"bias {bias.shape} is not one value for each of {weight.shape[1]} outputs")
+        bias = np.broadcast_to(bias.reshape(-1), (weight.shape[1],))
+        return cls(name=m.name, output_size=weight.shape[1]), {"weight": weight, "bias": bias}
+
+
+def _gemm(m: Match, at: int, consts: list[FloatArray]) -> tuple[FloatArray, FloatArray | None]:
+    """Weight and bias of a Gemm, its scalings multiplied in."""
+    if m.attr(at, "transA", 0):
+        raise m.refuse(at, "transA = 1 multiplies the transposed batch")
+    weight = consts[0].T if m.attr(at, "transB", 0) else consts[0]
+    alpha, beta = np.float32(m.attr(at, "alpha", 1.0)), np.float32(m.attr(at, "beta", 1.0))
+    return weight if alpha == 1 else alpha * weight, beta * consts[1] if len(consts) > 1 else None
+
+
+def _oriented(m: Match, at: int, weight: FloatArray) -> FloatArray:
+    """A MatMul's weight as (in, out); go-metal writes (out, in), which only its own files may."""
+    features = math.prod(m.input_shape[1:])
+    square = weight.shape[0] == weight.shape[1]
+    if not m.from_gometal or weight.shape[1] != features or (weight.shape[0] == features and not square):
+        return weight
+    m.note("transposed its weight: go-metal writes MatMul weights as (out, in)")
+    return weight.T

@@ -28,6 +28,7 @@ class Dropout(Layer):
     code: ClassVar[int] = 5
     constants = {"training": True}
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Dropout",),)
+    go_metal_limit = "go-metal never drops anything, in training either"
 
     rate: float = 0.5
 

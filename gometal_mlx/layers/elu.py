@@ -24,6 +24,7 @@ class ELU(Activation):
 
     code: ClassVar[int] = 8
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Elu",),)
+    go_metal_limit = "go-metal can run and train it, but not save its checkpoints"
 
     alpha: float = 1.0
 

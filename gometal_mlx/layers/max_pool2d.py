@@ -30,6 +30,7 @@ class MaxPool2D(Layer):
     code: ClassVar[int] = 4
     aliases = {"kernel_size": "pool_size"}
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("MaxPool",),)
+    go_metal_limit = "go-metal has the number of this layer, but cannot run it"
 
     pool_size: int = 2
     stride: int = 0
@@ -50,7 +51,8 @@ class MaxPool2D(Layer):
         return (*x[:2], *window_shape(self, x, self.pool_size, self.stride or self.pool_size, self.padding))
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        return nn.MaxPool2d(self.pool_size, self.stride or self.pool_size, self.padding)(x)
+        y: mx.array = nn.MaxPool2d(self.pool_size, self.stride or self.pool_size, self.padding)(x)
+        return y
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         k, s, p = self.pool_size, self.stride or self.pool_size, self.padding

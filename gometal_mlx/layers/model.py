@@ -11,7 +11,7 @@ import numpy as np
 
 from .._types import FloatArray, Shape
 from ..errors import CheckpointError, ShapeError, SpecError
-from ._layout import internal_axis, to_internal, to_public
+from ._layout import to_internal, to_public
 from .base import STATISTICS, Layer, Param
 from .registry import Softmax
 from .spec import ModelSpec, normalise
@@ -72,7 +72,9 @@ class Model(nn.Module):
         Raises: SpecError, ShapeError, CheckpointError for what does not fit together.
         """
         if checkpoint.model_spec is None:
-            raise CheckpointError("checkpoint: it has no model_spec, only weights; load_weights(model, weights) fits them to a model")
+            raise CheckpointError(
+                "checkpoint: it has no model_spec, only weights; load_weights(model, weights) fits them to a model"
+            )
         notes: list[str] = []
         model = cls(normalise(checkpoint.model_spec, notes), seed=0)
         model.assign(checkpoint.weights, checkpoint.model_spec, notes)
@@ -113,7 +115,9 @@ class Model(nn.Module):
 
     def _run(self, x: mx.array, layers: Sequence[Layer], key: mx.array | None) -> mx.array:
         if tuple(x.shape[1:]) != self.spec.input_shape[1:] or x.ndim != len(self.spec.input_shape):
-            raise ShapeError(f"Model: input must be (batch, {str(self.spec.input_shape[1:])[1:-1]}), got {tuple(x.shape)}")
+            raise ShapeError(
+                f"Model: input must be (batch, {str(self.spec.input_shape[1:])[1:-1]}), got {tuple(x.shape)}"
+            )
         x = to_internal(x)
         keys = [None] * len(layers) if key is None else mx.random.split(key, max(len(layers), 1))
         for layer, k in zip(layers, keys, strict=True):
@@ -172,8 +176,12 @@ def _match_learned(
     if len(set(found)) == len(found) and set(found) == set(names):
         return {w.name: w.data for w in weights}
     if len(found) != len(names):
-        odd = [f"{n} is missing" for n in names if n not in found] + [f"{n} is not in the model" for n in found if n not in names]
+        odd = [f"{n} is missing" for n in names if n not in found] + [
+            f"{n} is not in the model" for n in found if n not in names
+        ]
         reason = f" ({odd[0]})" if odd else ""
         raise CheckpointError(f"weights: the model needs {len(names)} arrays, got {len(found)}{reason}")
-    notes.append(f"weights: matched by position, because the names do not fit the layers ({found[0]!r} is used as {names[0]!r})")
+    notes.append(
+        f"weights: matched by position, because the names do not fit the layers ({found[0]!r} is used as {names[0]!r})"
+    )
     return dict(zip(names, (w.data for w in weights), strict=True))

@@ -23,7 +23,7 @@ __all__ = [
 
 # A static enum would be a second list of layers to keep; mypy cannot see through this one.
 LayerType = IntEnum("LayerType", {c.__name__: code for code, c in sorted(LAYERS.items())})  # type: ignore[misc]
-LayerType.__str__ = lambda self: str(self.name)  # type: ignore[method-assign,assignment]
+LayerType.__str__ = lambda self: str(self.name)  # type: ignore[method-assign,attr-defined]
 
 
 def type_name(code: int) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .._types import FloatArray, Shape
 from ..errors import ShapeError, SpecError
@@ -102,7 +103,9 @@ class ModelSpec:
             except (SpecError, ShapeError) as e:
                 raise type(e)(f"layer {i + 1} of {len(layers)}: {e}") from e
             if (count := sum(math.prod(s) for s in shapes)) > MAX_ELEMENTS:
-                raise SpecError(f"layer {i + 1} of {len(layers)}: {given.name!r} would have {count} parameters; a size is wrong")
+                raise SpecError(
+                    f"layer {i + 1} of {len(layers)}: {given.name!r} would have {count} parameters; a size is wrong"
+                )
             names.add(given.name)
             specs.append(LayerSpec(layer.code, layer.name, layer.parameters(shape), shape, output, shapes, count))
             shape = output
@@ -114,6 +117,14 @@ class ModelSpec:
     def typed_layers(self) -> tuple[Layer, ...]:
         """The layers with everything inferred filled in; raises as ``from_layers`` does."""
         return tuple(s.layer() for s in self.layers)
+
+    def batch(self, inputs: npt.ArrayLike) -> FloatArray:
+        """The inputs as a float32 batch; ShapeError unless they are ``(rows >= 1, *input_shape[1:])``."""
+        x = np.asarray(inputs, np.float32)
+        if x.ndim != len(self.input_shape) or not len(x) or x.shape[1:] != self.input_shape[1:]:
+            needed = ", ".join(map(str, self.input_shape[1:]))
+            raise ShapeError(f"inputs must be (rows, {needed}) with at least one row, got {x.shape}")
+        return x
 
     def summary(self) -> str:
         """go-metal's text: header, then four or five lines a layer (source: layers/layer.go, Summary)."""
@@ -216,9 +227,13 @@ def normalise(spec: ModelSpec, notes: list[str]) -> ModelSpec:
         for key in LAYERS[new.type].derived_keys:
             if key in old.parameters and key in new.parameters and old.parameters[key] != new.parameters[key]:
                 found = f"{key} = {_go(old.parameters[key])}"
-                notes.append(f"layer {new.name!r}: ignored {found}, its input {new.input_shape} gives {new.parameters[key]}")
+                notes.append(
+                    f"layer {new.name!r}: ignored {found}, its input {new.input_shape} gives {new.parameters[key]}"
+                )
         if old.output_shape and old.output_shape[1:] != new.output_shape[1:]:
-            notes.append(f"layer {new.name!r}: ignored output_shape {old.output_shape}, its input gives {new.output_shape}")
+            notes.append(
+                f"layer {new.name!r}: ignored output_shape {old.output_shape}, its input gives {new.output_shape}"
+            )
     return result
 
 
@@ -239,7 +254,6 @@ def describe_difference(a: ModelSpec, b: ModelSpec) -> list[str]:
     return lines
 
 
-
 def _go(value: Any) -> str:
     """The value in Go's %v style: ``[2 3]``, ``map[a:1 b:true]``, floats as %g prints a float32."""
     if isinstance(value, Mapping):
@@ -249,7 +263,7 @@ def _go(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, float | np.floating):
-        exponent = math.floor(math.log10(abs(value))) if value else 0
+        exponent = math.floor(math.log10(abs(float(value)))) if value else 0
         if -5 < exponent < 21:
             return np.format_float_positional(value, unique=True, trim="-")
         return np.format_float_scientific(value, unique=True, trim="-", exp_digits=2)

@@ -22,6 +22,7 @@ class Swish(Activation):
 
     code: ClassVar[int] = 11
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Sigmoid", "Mul"),)
+    go_metal_limit = "go-metal can run it, but not train it or save its checkpoints"
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         return x * mx.sigmoid(x)

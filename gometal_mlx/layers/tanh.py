@@ -22,6 +22,7 @@ class Tanh(Activation):
 
     code: ClassVar[int] = 10
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Tanh",),)
+    go_metal_limit = "go-metal can run it, but not train it or save its checkpoints"
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         return mx.tanh(x)

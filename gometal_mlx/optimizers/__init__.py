@@ -1,7 +1,13 @@
 """Optimizers: one file each, go-metal's documented arithmetic, usable with any MLX module."""
 
+from .adadelta import AdaDelta
+from .adagrad import AdaGrad
 from .adam import Adam
 from .base import OPTIMIZERS, Optimizer, make_optimizer
+from .nadam import Nadam
+from .rmsprop import RMSProp
 from .sgd import SGD
 
-__all__ = ["OPTIMIZERS", "SGD", "Adam", "Optimizer", "make_optimizer"]
+__all__ = [
+    "OPTIMIZERS", "SGD", "AdaDelta", "AdaGrad", "Adam", "Nadam", "Optimizer", "RMSProp", "make_optimizer",
+]  # fmt: skip

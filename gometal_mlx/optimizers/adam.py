@@ -33,8 +33,8 @@ class Adam(Optimizer):
     weight_decay: float
 
     def __init__(
-        self, learning_rate: float | Schedule = 0.001, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8,
-        weight_decay: float = 0.0,
+        self, learning_rate: float | Schedule = 0.001, *, beta1: float = 0.9, beta2: float = 0.999,
+        epsilon: float = 1e-8, weight_decay: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=weight_decay)
 

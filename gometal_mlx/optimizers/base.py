@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from .._types import FloatArray, Params, Shape, f32
+from .._types import FloatArray, Params, Shape, f32, number
 from ..errors import CheckpointError, SpecError
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}  # json_type -> class; filled by Optimizer.__init_subclass__
@@ -24,7 +24,7 @@ Schedule = Callable[[mx.array], mx.array]
 Slots = Sequence[tuple[str, str, Shape]]  # (layer, param, shape) of every learned array; a state's index counts in it
 
 # what a hyper-parameter of that name may be, wherever it occurs
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "learning_rate": ("greater than 0", lambda v: v > 0),
     "beta1": ("from 0 up to, not including, 1", lambda v: 0 <= v < 1),
     "beta2": ("from 0 up to, not including, 1", lambda v: 0 <= v < 1),
@@ -44,7 +44,7 @@ class StateTensor(Protocol):
     state_type: str
 
 
-class Optimizer(optim.Optimizer):  # type: ignore[misc]  # mlx has no complete stubs
+class Optimizer(optim.Optimizer):
     """Base of all optimizers; a subclass is registered by its ``json_type`` when its file is imported.
 
     Args:
@@ -56,7 +56,10 @@ class Optimizer(optim.Optimizer):  # type: ignore[misc]  # mlx has no complete s
     code: ClassVar[int]  # go-metal's OptimizerType; our own ones are above its range
     json_type: ClassVar[str]  # go-metal's optimizer_state.type
     uses_learning_rate: ClassVar[bool] = True
-    config_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # hyper-parameter -> TrainerConfig fields, first given wins
+    state: dict[str, Any]  # of mlx.optimizers.Optimizer: "step", "learning_rate", and the slots by layer and parameter
+    config_names: ClassVar[
+        Mapping[str, tuple[str, ...]]
+    ] = {}  # hyper-parameter -> TrainerConfig fields, first given wins
 
     def __init_subclass__(cls) -> None:
         if "json_type" in cls.__dict__:
@@ -73,7 +76,12 @@ class Optimizer(optim.Optimizer):  # type: ignore[misc]  # mlx has no complete s
 
     def _checked(self, name: str, value: Any) -> float:
         text, allowed = _RANGES[name]
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value) or not allowed(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float | np.number)
+            or not math.isfinite(value)
+            or not allowed(value)
+        ):
             raise SpecError(f"{self.json_type}: {name} must be {text}, got {value!r}")
         return f32(value)
 
@@ -90,18 +98,18 @@ class Optimizer(optim.Optimizer):  # type: ignore[misc]  # mlx has no complete s
             state[slot] = mx.zeros_like(parameter)
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: Params) -> mx.array:
-        lr = self.learning_rate if self.uses_learning_rate else mx.array(0.0)
+        lr: mx.array = self.state["learning_rate"] if self.uses_learning_rate else mx.array(0.0)
         return self.rule(parameter, gradient, state, self.step.astype(mx.float32), lr)
 
     @property
     def rate(self) -> float:
         """The learning rate as a number; 0 for an optimizer that uses none, where setting it does nothing."""
-        return f32(self.learning_rate.item()) if self.uses_learning_rate else 0.0
+        return f32(number(self.state["learning_rate"])) if self.uses_learning_rate else 0.0
 
     @rate.setter
     def rate(self, value: float) -> None:
         if self.uses_learning_rate:
-            self.learning_rate = self._checked("learning_rate", value)
+            self.state["learning_rate"] = mx.array(self._checked("learning_rate", value))
 
     # ------------------------------------------------------------------------------------------------- saved form
 
@@ -110,7 +118,7 @@ class Optimizer(optim.Optimizer):  # type: ignore[misc]  # mlx has no complete s
         values = {n: getattr(self, n) for n in self.hyper_names}
         saved = {n: v if isinstance(v, bool) else np.float32(v) for n, v in values.items()}
         if self.uses_learning_rate:
-            saved["learning_rate"] = np.float32(self.learning_rate.item())
+            saved["learning_rate"] = np.float32(self.rate)
         return {**saved, "step_count": int(self.step.item())}
 
     def saved_tensors(self, slots: Slots) -> list[tuple[str, str, FloatArray]]:
@@ -160,7 +168,9 @@ class Optimizer(optim.Optimizer):  # type: ignore[misc]  # mlx has no complete s
             where, index = f"optimizer_state.state_data {t.name!r}", t.name.rpartition("_")[2]
             if t.state_type not in kinds:
                 kept = ", ".join(kinds) or "nothing"
-                raise CheckpointError(f"{where}: state_type {t.state_type!r} is not kept by {self.json_type} (it keeps {kept})")
+                raise CheckpointError(
+                    f"{where}: state_type {t.state_type!r} is not kept by {self.json_type} (it keeps {kept})"
+                )
             if not index.isdecimal() or int(index) >= len(slots):
                 raise CheckpointError(f"{where}: the name must end in _0 to _{len(slots) - 1}, one for each parameter")
             if (key := (t.state_type, int(index))) in found:
@@ -181,7 +191,9 @@ def make_optimizer(code: int, settings: Mapping[str, Any]) -> Optimizer:
     """
     kind = next((c for c in OPTIMIZERS.values() if c.code == code), None)
     if kind is None:
-        raise SpecError(f"optimizer type {code} is unknown; known: {', '.join(f'{c.code} {n}' for n, c in OPTIMIZERS.items())}")
+        raise SpecError(
+            f"optimizer type {code} is unknown; known: {', '.join(f'{c.code} {n}' for n, c in OPTIMIZERS.items())}"
+        )
     chosen: dict[str, Any] = {}
     for name in inspect.signature(kind).parameters:
         sources = (s for s in kind.config_names.get(name, (name,)) if settings.get(s) is not None)

@@ -32,7 +32,12 @@ class SGD(Optimizer):
     nesterov: bool
 
     def __init__(
-        self, learning_rate: float | Schedule = 0.01, *, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
+        self,
+        learning_rate: float | Schedule = 0.01,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
     ) -> None:
         super().__init__(learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
+from .._types import FloatArray
 from ..layers import Model
 from ..optimizers import Optimizer
 from .losses import Loss
+
+PREDICT_ROWS = 1024
 
 
 class TrainingStep:
@@ -41,7 +45,9 @@ class TrainingStep:
                 (mean, correct), gradients = gradient(x, y, key)
             optimizer.update(model, gradients)
             rows = x.shape[0]
-            state["totals"] = state["totals"] + mx.stack([mean * rows, correct.astype(mx.float32), mx.array(float(rows))])
+            state["totals"] = state["totals"] + mx.stack(
+                [mean * rows, correct.astype(mx.float32), mx.array(float(rows))]
+            )
             return mean, correct
 
         def forward(x: mx.array) -> mx.array:
@@ -54,7 +60,9 @@ class TrainingStep:
     def __call__(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
         """Mean loss and correct rows of the batch, before the update; the work is started, not awaited."""
         loss, correct = self._step(x, y)
-        mx.async_eval(self._everything, loss, correct)
+        mx.async_eval(  # type: ignore[no-untyped-call]
+            self._everything, loss, correct
+        )
         return loss, correct
 
     @property
@@ -65,11 +73,17 @@ class TrainingStep:
     @property
     def totals(self) -> list[float]:
         """loss * rows, correct rows, rows: summed since the last reset."""
-        return [float(v) for v in self._state["totals"].tolist()]
+        return [float(v) for v in np.asarray(self._state["totals"])]
 
     def reset_totals(self) -> None:
         """Begin a new epoch."""
         self._state["totals"] = mx.zeros(3)
+
+
+def in_pieces(function: Callable[[mx.array], mx.array], x: FloatArray) -> FloatArray:
+    """A function of any number of rows, applied to PREDICT_ROWS at a time, so that memory stays bounded."""
+    pieces = (x[i : i + PREDICT_ROWS] for i in range(0, len(x), PREDICT_ROWS))
+    return np.concatenate([np.array(function(mx.array(piece)), np.float32) for piece in pieces])
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .._types import f32
+from .._types import FloatArray, f32, number
 from ..checkpoints import (
     Checkpoint,
     CheckpointMetadata,
@@ -26,7 +26,7 @@ from ..checkpoints import (
     save,
 )
 from ..data import ArrayDataset, DataLoader
-from ..errors import CheckpointError, GoMetalError, ShapeError, SpecError
+from ..errors import CheckpointError, GoMetalError, SpecError
 from ..layers import Model, ModelSpec
 from ..layers.spec import describe_difference
 from ..optimizers import make_optimizer
@@ -35,11 +35,10 @@ from .config import TrainerConfig
 from .history import History
 from .losses import LOSSES
 from .state import RunState
-from .step import TrainingStep
+from .step import TrainingStep, in_pieces
 
 Data = DataLoader | tuple[npt.ArrayLike, npt.ArrayLike]
 
-PREDICT_ROWS = 1024  # rows a forward pass takes at a time
 UNKNOWN_BEST_LOSS = 1e9  # what go-metal writes before any loss is known; JSON has no infinity
 FRAMEWORK = "gometal_mlx"
 
@@ -63,12 +62,12 @@ class TrainingResult:
     @cached_property
     def loss(self) -> float:
         """Mean loss of the batch."""
-        return float(self._loss.item())
+        return number(self._loss)
 
     @cached_property
     def accuracy(self) -> float | None:
         """Share of rows classified correctly, 0 to 1; None for regression."""
-        return None if self._correct is None else float(self._correct.item()) / self.batch_size
+        return None if self._correct is None else number(self._correct) / self.batch_size
 
     @property
     def batch_rate(self) -> float:
@@ -114,7 +113,7 @@ class ModelTrainer:
         self.config = config or TrainerConfig()
         seed = _draw_seed() if self.config.seed is None else self.config.seed
         self.model = model if isinstance(model, Model) else Model(model, seed)
-        self.loss = LOSSES[int(self.config.loss_function)](self.spec.output_shape)
+        self.loss = LOSSES[int(self.config.loss_function or 0)](self.spec.output_shape)
         self.optimizer = make_optimizer(int(self.config.optimizer_type), self.config.to_dict())
         self.optimizer.init(self.model.trainable_parameters())
         self.history = History()
@@ -239,7 +238,7 @@ class ModelTrainer:
         else:
             raise SpecError(f"data must be a DataLoader or a pair (x, y) of arrays, got {type(data).__name__}")
         if isinstance(loader.dataset, ArrayDataset):  # say now what would go wrong in the middle of an epoch
-            self._inputs(loader.dataset.x)
+            self.spec.batch(loader.dataset.x)
             self.loss.labels(loader.dataset.y, len(loader.dataset))
         return loader
 
@@ -253,15 +252,8 @@ class ModelTrainer:
         self._position = None
 
     def _batch(self, inputs: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[mx.array, mx.array]:
-        x = self._inputs(inputs)
+        x = self.spec.batch(inputs)
         return mx.array(x), mx.array(self.loss.labels(labels, len(x)))
-
-    def _inputs(self, inputs: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        x = np.asarray(inputs, np.float32)
-        if x.ndim == 0 or not len(x) or x.shape[1:] != self.spec.input_shape[1:]:
-            needed = ", ".join(map(str, self.spec.input_shape[1:]))
-            raise ShapeError(f"inputs must be (rows, {needed}) with at least one row, got {x.shape}")
-        return x
 
     # --------------------------------------------------------------------------------------- evaluate and predict
 
@@ -275,21 +267,17 @@ class ModelTrainer:
             x, y = self._batch(inputs, labels)
             outputs = self._step.forward(x)
             correct = self.loss.correct(outputs, y)
-            totals += [mx.sum(self.loss.per_row(outputs, y)).item(), 0 if correct is None else correct.item(), len(x)]
+            totals += [number(mx.sum(self.loss.per_row(outputs, y))), 0 if correct is None else number(correct), len(x)]
         loss, right, rows = totals.tolist()
         return {"loss": loss / rows, **({"accuracy": right / rows} if self.loss.classification else {})}
 
-    def predict(self, inputs: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def predict(self, inputs: npt.ArrayLike) -> FloatArray:
         """Probabilities for classification, values for regression, in evaluation mode; shape ``(N, outputs)``.
 
         Raises: ShapeError for inputs that do not fit the model.
         """
-        x = self._inputs(inputs)
-        parts = [
-            np.array(self.loss.predictions(self._step.forward(mx.array(x[i : i + PREDICT_ROWS]))), np.float32)
-            for i in range(0, len(x), PREDICT_ROWS)
-        ]
-        return np.concatenate(parts)
+        x = self.spec.batch(inputs)
+        return in_pieces(lambda piece: self.loss.predictions(self._step.forward(piece)), x)
 
     # -------------------------------------------------------------------------------------- checkpoint and restore
 
@@ -297,7 +285,7 @@ class ModelTrainer:
         """Everything needed to go on from here, as numpy copies that later steps do not touch."""
         best_loss = f32(self.best_loss) if math.isfinite(self.best_loss) else UNKNOWN_BEST_LOSS
         state = TrainingState(self.epoch, self.step, self.learning_rate, best_loss, f32(self.best_accuracy), self.step)
-        first, second = self._step.key.tolist()
+        first, second = (int(word) for word in np.asarray(self._step.key))
         position = self._loader.state_dict() if self._loader else self._position
         run = RunState(
             self.config, (first, second), self.best_loss, self.best_accuracy, self.history.records, self._run_start,
@@ -322,7 +310,7 @@ class ModelTrainer:
         checkpoint = load(path)
         try:
             if (run := RunState.from_extras(checkpoint.extras)) is None:
-                raise CheckpointError("holds no trainer configuration; make a ModelTrainer and use restore()")  # noqa: TRY301
+                raise CheckpointError("holds no trainer configuration; make a ModelTrainer and use restore()")
             trainer = cls(Model.from_checkpoint(checkpoint), run.config)
             trainer.restore(checkpoint)
         except GoMetalError as e:
@@ -344,7 +332,9 @@ class ModelTrainer:
         optimizer = make_optimizer(int(self.config.optimizer_type), self.config.to_dict())
         saved, state = checkpoint.optimizer_state, checkpoint.training_state
         if saved is not None and saved.type != optimizer.json_type:
-            raise CheckpointError(f"restore: the optimizer state is of {saved.type}, the trainer uses {optimizer.json_type}")
+            raise CheckpointError(
+                f"restore: the optimizer state is of {saved.type}, the trainer uses {optimizer.json_type}"
+            )
         live = saved is not None and optimizer.restore(saved.parameters, saved.state_data, self._slots())
         optimizer.init(self.model.trainable_parameters())
         if state.learning_rate > 0:
@@ -361,7 +351,13 @@ class ModelTrainer:
             self._run_start, self._position = run.run_start, run.data
         self._step = TrainingStep(self.model, self.loss, optimizer, key, totals)
         exact = ("random state", "history", "data position")
-        restored = ("weights", "epoch", "learning rate", *(("optimizer state",) if live else ()), *(exact if run else ()))
+        restored = (
+            "weights",
+            "epoch",
+            "learning rate",
+            *(("optimizer state",) if live else ()),
+            *(exact if run else ()),
+        )
         fresh = "optimizer state" if saved is None else "optimizer state (all zero in the file: fresh)"
         return RestoreReport(restored, (*(() if live else (fresh,)), *(() if run else exact)))
 

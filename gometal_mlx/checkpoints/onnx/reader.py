@@ -21,6 +21,7 @@ from ...layers.base import LAYERS
 from ...layers.spec import MAX_ELEMENTS, usable_name
 from .. import json_format
 from ..checkpoint import Checkpoint, CheckpointMetadata, TrainingState, WeightTensor, check_finite
+from ..go_json import decode
 from .verify import compare
 from .writer import METADATA_KEY, build
 
@@ -100,7 +101,8 @@ class _Graph:
         self.nodes: list[_Node] = []
         self.constants: dict[str, FloatArray] = {}
         self.consumers: dict[str, list[_Node]] = defaultdict(list)
-        self.input, self.input_shape, self.output = "", (1,), ""
+        self.input, self.output = "", ""
+        self.input_shape: Shape = (1,)
 
     @classmethod
     def read(cls, proto: onnx.ModelProto) -> _Graph:
@@ -175,7 +177,9 @@ def _array(tensor: TensorProto) -> FloatArray:
     """A tensor's numbers, checked against its dimensions before any memory is spent on them."""
     where = f"tensor {tensor.name!r}"
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise UnsupportedError(f"{where}: its data lies in another file; merge it into one (onnx.save without external data)")
+        raise UnsupportedError(
+            f"{where}: its data lies in another file; merge it into one (onnx.save without external data)"
+        )
     if any(d < 0 for d in tensor.dims) or (count := math.prod(tensor.dims)) > MAX_ELEMENTS:
         raise CheckpointError(f"{where}: dimensions {list(tensor.dims)} are impossible")
     try:
@@ -188,7 +192,9 @@ def _array(tensor: TensorProto) -> FloatArray:
         held = len(tensor.raw_data) // max(kind.itemsize, 1)
         exact = len(tensor.raw_data) == count * kind.itemsize
     else:
-        held = max(map(len, (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)))
+        held = max(
+            map(len, (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data))
+        )
         exact = held == count
     if not exact:
         raise CheckpointError(f"{where}: dimensions {list(tensor.dims)} need {count} numbers, the file has {held}")
@@ -222,7 +228,7 @@ def _constant(node: _Node) -> FloatArray:
         if key in ("value_float", "value_floats"):
             return np.asarray(value, np.float32)
         if key in ("value_int", "value_ints"):
-            return np.asarray(value, np.int64)  # type: ignore[return-value]
+            return np.asarray(value, np.int64)
     raise UnsupportedError(f"{node}: only numbers are read as constants")
 
 
@@ -288,7 +294,9 @@ class _Walk:
             raise UnsupportedError("the graph only hands its input on; there is no layer in it")
         spec = ModelSpec.from_layers(layers, graph.input_shape)
         weights = []
-        slots = [(x, n, p) for x, s in zip(layers, spec.layers, strict=True) for n, p in x.params(s.input_shape).items()]
+        slots = [
+            (x, n, p) for x, s in zip(layers, spec.layers, strict=True) for n, p in x.params(s.input_shape).items()
+        ]
         for layer, name, param in sorted(slots, key=lambda s: not s[2].trainable):
             value = np.array(arrays[f"{layer.name}.{name}"], np.float32)
             if value.shape != param.shape:
@@ -346,7 +354,9 @@ class _Walk:
             schema = onnx.defs.get_schema(node.op, min(self.graph.opset, onnx.defs.onnx_opset_version()))
             for name in node.attributes.keys() - node.read:
                 known = schema.attributes.get(name)
-                default = onnx.helper.get_attribute_value(known.default_value) if known and known.default_value.name else None
+                default = (
+                    onnx.helper.get_attribute_value(known.default_value) if known and known.default_value.name else None
+                )
                 default = default.decode() if isinstance(default, bytes) else default
                 if node.attributes[name] != default:
                     problems.append(f"{node}: attribute {name} = {node.attributes[name]} is not supported")
@@ -368,7 +378,7 @@ def _stored(proto: onnx.ModelProto, where: str) -> Checkpoint | None:
         check_finite(array, f"weight {name!r}")
         return array
 
-    value, _ = json_format.decode_json(lambda: io.BytesIO(text.encode()), f"{where}: metadata")
+    value, _ = decode(lambda: io.BytesIO(text.encode()), f"{where}: metadata")
     return json_format.from_value(value, f"{where}: metadata", arrays)
 
 

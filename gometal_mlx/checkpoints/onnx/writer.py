@@ -66,7 +66,9 @@ def build(model: Model, checkpoint: Checkpoint, opset: int = OPSET) -> onnx.Mode
     for name, data in weights.items():
         check_finite(data, f"weight {name!r}")
     if (size := sum(w.nbytes for w in weights.values())) > MAX_PROTO_BYTES - 2**20:
-        raise UnsupportedError(f"{size >> 20} MB of weights do not fit one ONNX file (limit 2048 MB); save as safetensors")
+        raise UnsupportedError(
+            f"{size >> 20} MB of weights do not fit one ONNX file (limit 2048 MB); save as safetensors"
+        )
     graph = _Graph(opset, weights, [layer.name for layer in model.layers])
     tensor = "input"
     for layer, layer_spec in zip(model.layers, spec.layers, strict=True):
@@ -102,7 +104,8 @@ class _Graph:
         self.initializers: list[onnx.TensorProto] = []
         self._weights = weights
         self._taken = {"input", "output", *layer_names, *(f"{n}_output" for n in layer_names)}
-        self._first, self._layer, self._shape = 0, "", ()
+        self._first, self._layer = 0, ""
+        self._shape: Shape = ()
 
     def layer(self, layer: Layer, shape: Shape, tensor: str) -> str:
         """Let the layer write itself; its last node gets its name, and ``<layer>_output`` as result."""

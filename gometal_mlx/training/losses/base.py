@@ -33,7 +33,9 @@ class Loss:
     def __init__(self, output_shape: Shape) -> None:
         self.outputs = output_shape[1:]
         if self.classification and len(output_shape) != 2:
-            raise SpecError(f"{type(self).__name__}: the model must end in (batch, classes), but it ends in {output_shape}")
+            raise SpecError(
+                f"{type(self).__name__}: the model must end in (batch, classes), but it ends in {output_shape}"
+            )
 
     def labels(self, y: npt.ArrayLike, rows: int) -> npt.NDArray[Any]:
         """The labels as ``per_row`` wants them; ShapeError for a wrong shape or a class out of range."""
@@ -65,7 +67,9 @@ def class_indices(y: npt.ArrayLike, rows: int, classes: int, kind: str) -> npt.N
             raise ShapeError(f"{kind}: one-hot labels must be rows of probabilities that sum to 1")
         return labels.astype(np.float32)
     if labels.shape != (rows,):
-        raise ShapeError(f"{kind}: labels must be ({rows},) class numbers or ({rows}, {classes}) one-hot rows, got {labels.shape}")
+        raise ShapeError(
+            f"{kind}: labels must be ({rows},) class numbers or ({rows}, {classes}) one-hot rows, got {labels.shape}"
+        )
     if labels.dtype.kind not in "iub" and not (labels == np.trunc(labels)).all():
         raise ShapeError(f"{kind}: class numbers must be whole, got {labels[labels != np.trunc(labels)][0]}")
     if rows and not 0 <= labels.min() <= labels.max() < max(classes, 2):

@@ -29,7 +29,9 @@ class CrossEntropy(Loss):
     def __init__(self, output_shape: Shape) -> None:
         super().__init__(output_shape)
         if output_shape[1] < 2:
-            raise SpecError(f"{type(self).__name__}: at least 2 outputs needed, the model has {output_shape[1]}; use BCEWithLogits")
+            raise SpecError(
+                f"{type(self).__name__}: at least 2 outputs needed, the model has {output_shape[1]}; use BCEWithLogits"
+            )
 
     def labels(self, y: npt.ArrayLike, rows: int) -> npt.NDArray[Any]:
         return class_indices(y, rows, self.outputs[0], type(self).__name__)

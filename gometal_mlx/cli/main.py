@@ -1,0 +1,42 @@
+"""``gometal``: one file a subcommand; exit 0 ok, 1 a finding or error in one line, 2 usage."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .._version import __version__
+from ..errors import GoMetalError
+
+COMMANDS = ("train", "inspect", "convert", "verify", "predict")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="gometal", description="Train, inspect, convert and check go-metal models on MLX."
+    )
+    parser.add_argument("--version", action="version", version=f"gometal_mlx {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name in COMMANDS:
+        importlib.import_module(f".{name}", __package__).add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except GoMetalError as e:
+        print(f"gometal {args.command}: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"gometal {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `gometal inspect f | head`
+        sys.stderr.close()
+        return 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""``gometal predict``: run a checkpoint on an array."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints.atomic import replacing
+from ..errors import CheckpointError
+from ..inference import Predictor
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the subcommand."""
+    p = subparsers.add_parser("predict", help="run a checkpoint on the rows of an .npy file")
+    p.add_argument("file", help="checkpoint")
+    p.add_argument("input", help=".npy file of shape (rows, ...)")
+    p.add_argument("--out", type=Path, help="write the predictions to this .npy file instead of printing them")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict; print one row a line, or write an array."""
+    predictor = Predictor(args.file)
+    try:
+        inputs = np.load(args.input, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise CheckpointError(f"{args.input}: no readable .npy file: {e}") from e
+    predictions = predictor.predict(inputs)
+    if args.out is None:
+        for row in predictions.reshape(len(predictions), -1):
+            print(" ".join(f"{v:.6g}" for v in row))
+        return 0
+    with replacing(args.out) as temporary, temporary.open("wb") as file:
+        np.save(file, predictions)
+    print(f"{args.out}: {predictions.shape} written")
+    return 0

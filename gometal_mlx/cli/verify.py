@@ -1,0 +1,46 @@
+"""``gometal verify``: does the file hold a model that runs, and does its ONNX graph do what it should."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..checkpoints import CheckpointFormat, load
+from ..checkpoints.formats import format_of
+from ..errors import CheckpointError
+from ..layers import Model
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the subcommand."""
+    p = subparsers.add_parser(
+        "verify", help="check that a file is whole, consistent and runs; ONNX against onnxruntime"
+    )
+    p.add_argument("file")
+    p.add_argument("--tolerance", type=float, default=1e-5, help="ONNX: largest relative difference (default 1e-5)")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, build, run; for ONNX compare."""
+    if format_of(args.file) == CheckpointFormat.ONNX and Path(args.file).is_file():
+        from ..checkpoints.onnx import verify_file
+
+        report = verify_file(Path(args.file), tolerance=args.tolerance)
+        sizes = " and ".join(map(str, report.batch_sizes))
+        print(f"{args.file}: ok; checker passed, onnxruntime agrees with MLX on batches of {sizes}")
+        print(f"  largest difference {report.largest_difference:.2e}, relative {report.relative_difference:.1e}")
+        return 0
+    checkpoint = load(args.file)
+    model = Model.from_checkpoint(checkpoint)
+    x = np.random.default_rng(0).standard_normal((2, *model.spec.input_shape[1:])).astype(np.float32)
+    if not np.isfinite(np.array(model(mx.array(x)))).all():
+        raise CheckpointError(f"{args.file}: the model runs, but gives NaN or infinity on normal random inputs")
+    for note in checkpoint.notes:
+        print(f"note: {note}")
+    print(f"{args.file}: ok; {checkpoint!r}")
+    return 0

@@ -1,0 +1,5 @@
+"""Inference."""
+
+from .predictor import Predictor
+
+__all__ = ["Predictor"]

@@ -1,0 +1,58 @@
+"""Predictor: a checkpoint that answers."""
+
+from __future__ import annotations
+
+import os
+
+import mlx.core as mx
+import numpy.typing as npt
+
+from .._types import FloatArray
+from ..checkpoints import Checkpoint, load
+from ..layers import Model, ModelSpec
+from ..training.config import LossFunction
+from ..training.losses import LOSSES
+from ..training.state import RunState
+from ..training.step import in_pieces
+
+
+class Predictor:
+    """Runs the model of a checkpoint in evaluation mode.
+
+    Args:
+        source: a Checkpoint, or the path of one in any format.
+        loss_function: tells what the outputs mean; None takes it from the checkpoint. A file of go-metal does not say:
+            several outputs are then taken as classes, a single one as a value.
+    Raises: CheckpointError, SpecError, ShapeError for a file that does not hold a model that runs.
+    Source: go-metal training/model_inferencer.go, without its second softmax.
+    """
+
+    def __init__(
+        self, source: Checkpoint | str | os.PathLike[str], loss_function: LossFunction | str | int | None = None
+    ) -> None:
+        checkpoint = source if isinstance(source, Checkpoint) else load(source)
+        self.model = Model.from_checkpoint(checkpoint)
+        self.notes = checkpoint.notes
+        if loss_function is None:
+            run = RunState.from_extras(checkpoint.extras)
+            several = len(self.spec.output_shape) == 2 and self.spec.output_shape[1] > 1
+            usual = LossFunction.CrossEntropy if several else LossFunction.MeanSquaredError
+            loss_function = run.config.loss_function if run and run.config.loss_function is not None else usual
+        code = LossFunction.of(loss_function, "Predictor.loss_function")
+        self._loss = LOSSES[int(code)](self.spec.output_shape)
+        run_model = self.model.logits if self._loss.uses_logits else self.model
+        self._forward = mx.compile(lambda x: self._loss.predictions(run_model(x)), inputs=[self.model.state])
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The architecture."""
+        return self.model.spec
+
+    def predict(self, inputs: npt.ArrayLike) -> FloatArray:
+        """Probabilities for classification, values for regression; shape ``(N, outputs)``.
+
+        Args:
+            inputs: ``(N, ...)`` as the model's input shape, any N of at least 1.
+        Raises: ShapeError for inputs that do not fit.
+        """
+        return in_pieces(self._forward, self.spec.batch(inputs))

@@ -1,0 +1,70 @@
+"""Binary cross-entropy of probabilities and of logits."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import ShapeError
+from .base import Loss
+
+CLAMP = 1e-7  # go-metal's distance from 0 and 1
+
+
+class BinaryCrossEntropy(Loss):
+    """``mean(-(y log p + (1 - y) log(1 - p)))`` over all outputs, with p clamped to [1e-7, 1 - 1e-7].
+
+    Each output is a probability of its own (the model ends in Sigmoid).
+
+    Shapes: outputs ``(N, C)``; labels ``(N, C)`` of 0..1, or ``(N,)`` for a single output. The label itself is the
+        target: 1 means yes.
+    Raises: ShapeError for labels that do not fit.
+    Source: go-metal bridge_graph.m, with 1 where it has 1 - 1e-7.
+    """
+
+    code: ClassVar[int] = 2
+    classification: ClassVar[bool] = True
+    threshold: ClassVar[float] = 0.5
+
+    def labels(self, y: npt.ArrayLike, rows: int) -> npt.NDArray[Any]:
+        kind, values = type(self).__name__, np.asarray(y, np.float32)
+        needed = (rows, *self.outputs)
+        if values.shape == (rows,) and self.outputs == (1,):
+            values = values[:, None]
+        if values.shape != needed:
+            raise ShapeError(
+                f"{kind}: labels must have shape {needed} (one of 0..1 for each output), got {values.shape}"
+            )
+        if not ((values >= 0) & (values <= 1)).all():
+            bad = values[~((values >= 0) & (values <= 1))][0]
+            raise ShapeError(f"{kind}: labels must be from 0 to 1, got {bad}")
+        return values
+
+    def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
+        p = mx.clip(outputs.astype(mx.float32), CLAMP, 1 - CLAMP)
+        return mx.mean(-(y * mx.log(p) + (1 - y) * mx.log1p(-p)), axis=1)
+
+    def correct(self, outputs: mx.array, y: mx.array) -> mx.array | None:
+        # with several outputs: the mean share of them, so that rows still count as rows
+        return mx.sum(mx.mean((outputs > self.threshold) == (y > 0.5), axis=1))
+
+
+class BCEWithLogits(BinaryCrossEntropy):
+    """``mean(max(x, 0) - x y + log(1 + exp(-abs(x))))`` over all outputs: BinaryCrossEntropy of sigmoid(x).
+
+    Shapes and labels: as BinaryCrossEntropy; the outputs are logits.
+    Source: go-metal bridge_graph.m, reduced to a scalar for any number of outputs.
+    """
+
+    code: ClassVar[int] = 3
+    threshold: ClassVar[float] = 0.0
+
+    def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
+        x = outputs.astype(mx.float32)
+        return mx.mean(mx.maximum(x, 0) - x * y + mx.log1p(mx.exp(-mx.abs(x))), axis=1)
+
+    def predictions(self, logits: mx.array) -> mx.array:
+        return mx.sigmoid(logits)

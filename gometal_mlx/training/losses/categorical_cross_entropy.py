@@ -1,0 +1,30 @@
+"""Cross-entropy of probabilities."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import mlx.core as mx
+
+from .binary_cross_entropy import CLAMP
+from .cross_entropy import CrossEntropy
+
+
+class CategoricalCrossEntropy(CrossEntropy):
+    """``mean_n(-sum_c y_nc log p_nc)`` with p clamped to [1e-7, 1 - 1e-7].
+
+    The outputs are probabilities of the classes (the model ends in Softmax); they are not normalised again.
+
+    Shapes and labels: as CrossEntropy.
+    Source: go-metal bridge_graph.m.
+    """
+
+    code: ClassVar[int] = 4
+    uses_logits: ClassVar[bool] = False
+
+    def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
+        logs = mx.log(mx.clip(outputs.astype(mx.float32), CLAMP, 1 - CLAMP))
+        return -mx.sum(y * logs, axis=1) if y.ndim == 2 else -mx.take_along_axis(logs, y[:, None], axis=1).squeeze(1)
+
+    def predictions(self, logits: mx.array) -> mx.array:
+        return logits
