@@ -17,5 +17,9 @@ class CheckpointError(GoMetalError, ValueError):
     """A checkpoint file or object is missing, damaged, inconsistent or does not fit the model."""
 
 
+class TrainingError(GoMetalError):
+    """Training cannot go on: the loss is NaN or infinite."""
+
+
 class UnsupportedError(GoMetalError):
     """The request is understood, but has no exact equivalent on the other side."""

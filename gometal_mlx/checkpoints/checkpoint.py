@@ -18,6 +18,8 @@ from ..layers import Model, ModelSpec
 
 ZERO_TIME = "0001-01-01T00:00:00Z"  # Go's zero time; every file of go-metal's CheckpointManager carries it
 EXTRAS_VERSION = 1
+ARRAY_MARK = "float32"  # key of an array among the extras: its shape
+EXTRAS_KEY = "gometal_mlx"  # the one top-level key that go-metal does not know, and so ignores
 
 
 class CheckpointFormat(IntEnum):
@@ -147,6 +149,8 @@ class Checkpoint:
                     f"{where}: shape {tuple(t.shape)} needs {elements(t.shape)} numbers, data has {t.data.size}"
                 )
             check_finite(t.data, where)
+        for where, data in extra_arrays(self.extras):
+            check_finite(data, where)
         for name in ("learning_rate", "best_loss", "best_accuracy"):
             if not math.isfinite(value := getattr(self.training_state, name)):
                 raise CheckpointError(f"training_state.{name}: NaN and infinity cannot be stored, got {value}")
@@ -157,6 +161,18 @@ class Checkpoint:
         count = sum(w.data.size for w in self.weights)
         weights = f"{len(self.weights)} weights, {count:,} numbers"
         return f"Checkpoint({weights}, {optimizer}, epoch {state.epoch}, step {state.step})"
+
+
+def extra_arrays(value: Any, name: str = EXTRAS_KEY) -> Iterator[tuple[str, FloatArray]]:
+    """Every array among the extras, under the name that files keep it by."""
+    if isinstance(value, np.ndarray):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for k, v in value.items():
+            yield from extra_arrays(v, f"{name}/{k}")
+    elif isinstance(value, list | tuple):
+        for i, v in enumerate(value):
+            yield from extra_arrays(v, f"{name}/{i}")
 
 
 def elements(shape: Sequence[int]) -> int:

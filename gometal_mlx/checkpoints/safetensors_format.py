@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 from .._types import FloatArray
 from ..errors import CheckpointError
-from . import json_format
+from . import json_format, json_reader
 from .atomic import replacing
-from .checkpoint import Checkpoint, check_finite
+from .checkpoint import Checkpoint, check_finite, extra_arrays
 from .go_json import decode
 
 METADATA_KEY = "gometal_mlx"
@@ -34,7 +34,7 @@ def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
     """
     try:
         checkpoint.validate()
-        tensors = _tensors(checkpoint)
+        tensors = _tensors(checkpoint, extras=extras)
         text = io.BytesIO()
         json_format.write(json_format.to_tree(checkpoint, extras=extras, data=False), text)
         with replacing(path) as temporary:
@@ -45,9 +45,10 @@ def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
         raise CheckpointError(f"{path}: not saved: {e}; the file is as it was") from e
 
 
-def _tensors(c: Checkpoint) -> dict[str, FloatArray]:
+def _tensors(c: Checkpoint, *, extras: bool) -> dict[str, FloatArray]:
     named = [(w.name, w.data) for w in c.weights]
     named += [(OPTIMIZER_PREFIX + t.name, t.data) for t in (c.optimizer_state.state_data if c.optimizer_state else [])]
+    named += list(extra_arrays(c.extras)) if extras else []
     tensors: dict[str, FloatArray] = {}
     for name, data in named:
         if name in tensors:
@@ -75,7 +76,7 @@ def load(path: Path) -> Checkpoint:
     used: set[str] = set()
 
     def arrays(section: str, name: str) -> FloatArray:
-        key = name if section == "weights" else OPTIMIZER_PREFIX + name
+        key = OPTIMIZER_PREFIX + name if section == "optimizer_state" else name
         if key not in tensors:
             raise CheckpointError(f"{path}: tensor {key!r} is missing; the file is damaged")
         if tensors[key].dtype != np.float32:
@@ -86,7 +87,7 @@ def load(path: Path) -> Checkpoint:
         return data
 
     value, _ = decode(lambda: io.BytesIO(metadata[METADATA_KEY].encode()), f"{path}: __metadata__")
-    checkpoint = json_format.from_value(value, f"{path}: __metadata__", arrays)
+    checkpoint = json_reader.from_value(value, f"{path}: __metadata__", arrays)
     checkpoint.notes += [
         f"ignored the tensor {name!r}, which no layer or optimizer owns" for name in sorted(set(tensors) - used)
     ]

@@ -76,7 +76,7 @@ class BatchNorm(Layer):
         return {**(learned if self.affine else {}), **statistics}
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).astype(mx.float32)  # float16 has too few digits for means over many rows
         n = rows.shape[0]
         mean, var = p["running_mean"], p["running_var"]
         if training and n > 1:
@@ -88,8 +88,8 @@ class BatchNorm(Layer):
         scale = mx.rsqrt(var + self.eps)
         if self.affine:
             scale = scale * p["weight"]
-        y = (x - mean) * scale
-        return y + p["bias"] if self.affine else y
+        y = (rows - mean) * scale
+        return (y + p["bias"] if self.affine else y).reshape(x.shape).astype(x.dtype)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         if self.affine:

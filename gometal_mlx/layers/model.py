@@ -94,18 +94,19 @@ class Model(nn.Module):
                 statistics = [k for k in STATISTICS if k in self[layer.name]]
                 self[layer.name].freeze(keys=statistics, recurse=False)
 
-    def __call__(self, x: mx.array, key: mx.array | None = None) -> mx.array:
+    def __call__(self, x: mx.array, key: mx.array | None = None, dtype: mx.Dtype | None = None) -> mx.array:
         """The output for a batch, NCHW in and out.
 
         Args:
             key: random key for Dropout in training; None draws from MLX's global generator.
+            dtype: float16 or bfloat16 computes in that precision from the float32 weights; statistics stay float32.
         Raises: ShapeError for a batch that does not fit the spec's input shape.
         """
-        return self._run(x, self.layers, key)
+        return self._run(x, self.layers, key, dtype)
 
-    def logits(self, x: mx.array, key: mx.array | None = None) -> mx.array:
+    def logits(self, x: mx.array, key: mx.array | None = None, dtype: mx.Dtype | None = None) -> mx.array:
         """The output before a trailing Softmax over the classes; the plain output of a model without one."""
-        return self._run(x, self.layers[:-1] if self.ends_in_softmax else self.layers, key)
+        return self._run(x, self.layers[:-1] if self.ends_in_softmax else self.layers, key, dtype)
 
     @property
     def ends_in_softmax(self) -> bool:
@@ -113,7 +114,7 @@ class Model(nn.Module):
         last = self.layers[-1]
         return isinstance(last, Softmax) and last.axis % len(self.spec.output_shape) == len(self.spec.output_shape) - 1
 
-    def _run(self, x: mx.array, layers: Sequence[Layer], key: mx.array | None) -> mx.array:
+    def _run(self, x: mx.array, layers: Sequence[Layer], key: mx.array | None, dtype: mx.Dtype | None) -> mx.array:
         if tuple(x.shape[1:]) != self.spec.input_shape[1:] or x.ndim != len(self.spec.input_shape):
             raise ShapeError(
                 f"Model: input must be (batch, {str(self.spec.input_shape[1:])[1:-1]}), got {tuple(x.shape)}"
@@ -121,7 +122,13 @@ class Model(nn.Module):
         x = to_internal(x)
         keys = [None] * len(layers) if key is None else mx.random.split(key, max(len(layers), 1))
         for layer, k in zip(layers, keys, strict=True):
-            x = layer.forward(self.get(layer.name, {}), x, training=self.training, key=k)
+            p = self.get(layer.name, {})
+            if dtype is None:
+                x = layer.forward(p, x, training=self.training, key=k)
+                continue
+            low = {n: a if n in STATISTICS else a.astype(dtype) for n, a in p.items()}
+            x = layer.forward(low, x.astype(dtype), training=self.training, key=k)
+            p |= {n: low[n] for n in STATISTICS if n in low}
         return to_public(x)
 
     def slots(self) -> list[tuple[Layer, str, Param]]:

@@ -4,10 +4,11 @@ from .adadelta import AdaDelta
 from .adagrad import AdaGrad
 from .adam import Adam
 from .base import OPTIMIZERS, Optimizer, make_optimizer
+from .lbfgs import LBFGS
 from .nadam import Nadam
 from .rmsprop import RMSProp
 from .sgd import SGD
 
 __all__ = [
-    "OPTIMIZERS", "SGD", "AdaDelta", "AdaGrad", "Adam", "Nadam", "Optimizer", "RMSProp", "make_optimizer",
+    "LBFGS", "OPTIMIZERS", "SGD", "AdaDelta", "AdaGrad", "Adam", "Nadam", "Optimizer", "RMSProp", "make_optimizer",
 ]  # fmt: skip

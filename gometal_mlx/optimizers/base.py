@@ -33,6 +33,11 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "momentum": ("from 0 to 1", lambda v: 0 <= v <= 1),
     "epsilon": ("greater than 0", lambda v: v > 0),
     "weight_decay": ("at least 0", lambda v: v >= 0),
+    "history_size": ("a whole number of at least 1", lambda v: v >= 1 and v == int(v)),
+    "max_line_search": ("a whole number of at least 1", lambda v: v >= 1 and v == int(v)),
+    "c1": ("between 0 and 1", lambda v: 0 < v < 1),
+    "c2": ("between 0 and 1", lambda v: 0 < v < 1),
+    "initial_step": ("greater than 0", lambda v: v > 0),
 }
 
 
@@ -56,6 +61,8 @@ class Optimizer(optim.Optimizer):
     code: ClassVar[int]  # go-metal's OptimizerType; our own ones are above its range
     json_type: ClassVar[str]  # go-metal's optimizer_state.type
     uses_learning_rate: ClassVar[bool] = True
+    needs_closure: ClassVar[bool] = False  # steps by ``minimise`` instead of ``update``
+    in_go_metal: ClassVar[bool] = True  # its state has a place in go-metal's files
     state: dict[str, Any]  # of mlx.optimizers.Optimizer: "step", "learning_rate", and the slots by layer and parameter
     config_names: ClassVar[
         Mapping[str, tuple[str, ...]]
@@ -83,7 +90,7 @@ class Optimizer(optim.Optimizer):
             or not allowed(value)
         ):
             raise SpecError(f"{self.json_type}: {name} must be {text}, got {value!r}")
-        return f32(value)
+        return int(value) if isinstance(value, int) else f32(value)
 
     def slots(self) -> tuple[str, ...]:
         """The state arrays kept for each parameter, by go-metal's ``state_type``, in file order."""
@@ -124,10 +131,16 @@ class Optimizer(optim.Optimizer):
     def saved_tensors(self, slots: Slots) -> list[tuple[str, str, FloatArray]]:
         """(name, state_type, flat array) of every state array, grouped by state type as go-metal does."""
         return [
-            (f"{kind}_{i}", kind, np.array(self.state[layer][param][kind], np.float32).reshape(-1))
+            (f"{kind}_{i}", kind, self._saved(kind, layer, param, shape))
             for kind in self.slots()
-            for i, (layer, param, _) in enumerate(slots)
+            for i, (layer, param, shape) in enumerate(slots)
         ]
+
+    def _saved(self, kind: str, layer: str, param: str, shape: Shape) -> FloatArray:
+        state = self.state.get(layer, {}).get(param)  # a frozen parameter has none; go-metal wants zeros there
+        return (
+            np.zeros(math.prod(shape), np.float32) if state is None else np.array(state[kind], np.float32).reshape(-1)
+        )
 
     def restore(self, parameters: Mapping[str, Any], tensors: Iterable[StateTensor], slots: Slots) -> bool:
         """Take over a saved state, all of it or (with an error) nothing.
@@ -159,6 +172,22 @@ class Optimizer(optim.Optimizer):
         self.state["step"] = mx.array(int(step), mx.uint64)
         self._initialized = True
         return bool(step) or any(d.any() for d in found.values())
+
+    def saved_extras(self) -> dict[str, Any]:
+        """The state of an optimizer that go-metal's files have no place for; JSON values and float32 arrays."""
+        return {}
+
+    def restore_extras(self, saved: Mapping[str, Any], size: int) -> None:
+        """The inverse of ``saved_extras``, all or nothing.
+
+        Args:
+            size: how many numbers are trained.
+        Raises: CheckpointError for damaged state.
+        """
+
+    def minimise(self, evaluate: Callable[[Any], tuple[mx.array, Any]], parameters: Any) -> Any:
+        """One step of an optimizer that ``needs_closure``; the new parameters."""
+        raise SpecError(f"{self.json_type}: takes gradients, not a closure; use update()")
 
     def _sorted_out(self, tensors: Iterable[StateTensor], slots: Slots) -> dict[tuple[str, int], FloatArray]:
         """The saved arrays by state type and index, complete and of the right sizes."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints import extract_weights, load_weights
+from ..errors import SpecError
+from ..layers.base import suggest
+
 if TYPE_CHECKING:
-    from .trainer import ModelTrainer, TrainingResult
+    from .result import TrainingResult
+    from .trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Event:
         metrics: of the epoch, in on_epoch_end.
     """
 
-    trainer: ModelTrainer
+    trainer: Trainer
     epoch: int
     epochs: int
     batch: int = 0
@@ -50,3 +55,76 @@ class Callback:
 
     def on_fit_end(self, event: Event) -> None:
         """After the last epoch, also when fit ends early."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive an interruption: JSON values and float32 arrays."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a ``state_dict``."""
+
+
+class EarlyStopping(Callback):
+    """Ends fit when a metric has not improved for a number of epochs, and goes back to the best weights.
+
+    Args:
+        monitor: the metric; None takes val_loss, or loss where there is no validation.
+        patience: epochs without improvement, at least 1; default 10.
+        min_delta: least improvement that counts, at least 0; default 1e-4.
+        mode: "min" or "max"; None: max for names with accuracy, f1, precision, recall, auc or r2, else min.
+        restore_best: put the best epoch's weights back at the end; default True.
+    Raises: SpecError for values out of range, or a metric that is not recorded.
+    """
+
+    def __init__(
+        self, monitor: str | None = None, patience: int = 10, min_delta: float = 1e-4, mode: str | None = None,
+        restore_best: bool = True,
+    ) -> None:  # fmt: skip
+        if patience < 1 or min_delta < 0 or mode not in (None, "min", "max"):
+            given = f"patience {patience}, min_delta {min_delta}, mode {mode!r}"
+            raise SpecError(f"EarlyStopping: patience >= 1, min_delta >= 0, mode 'min' or 'max' needed, got {given}")
+        self.monitor, self.patience, self.min_delta, self.restore_best = monitor, patience, min_delta, restore_best
+        self.mode = mode
+        self.best: float | None = None
+        self.best_epoch = 0
+        self.waited = 0
+        self._weights: dict[str, Any] = {}
+
+    def on_epoch_end(self, event: Event) -> None:
+        name, value = monitored(event.metrics or {}, self.monitor, "EarlyStopping")
+        sign = -1 if (self.mode or usual_mode(name)) == "max" else 1
+        if self.best is None or sign * value < sign * self.best - self.min_delta:
+            self.best, self.best_epoch, self.waited = value, event.epoch, 0
+            if self.restore_best:
+                self._weights = {w.name: w.data for w in extract_weights(event.trainer.model)}
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            event.trainer.should_stop = True
+
+    def on_fit_end(self, event: Event) -> None:
+        if self.restore_best and self._weights and self.best_epoch < event.epoch:
+            kept = [replace(w, data=self._weights[w.name]) for w in extract_weights(event.trainer.model)]
+            load_weights(event.trainer.model, kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited, "weights": self._weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]
+        self._weights = dict(state["weights"])
+
+
+def monitored(metrics: Mapping[str, Any], name: str | None, whose: str) -> tuple[str, float]:
+    """Name and value of the metric to follow; SpecError with the recorded names if it is not among them."""
+    chosen = name or ("val_loss" if "val_loss" in metrics else "loss")
+    if chosen not in metrics:
+        raise SpecError(f"{whose}: metric {chosen!r} is not recorded{suggest(chosen, list(metrics))}")
+    return chosen, float(metrics[chosen])
+
+
+def usual_mode(name: str) -> str:
+    """'max' for metrics of which more is better, else 'min'."""
+    return (
+        "max" if any(word in name for word in ("accuracy", "f1", "precision", "recall", "auc", "r2", "npv")) else "min"
+    )

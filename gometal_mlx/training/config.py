@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Self, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 from .._types import f32
 from ..errors import SpecError
 from ..layers.base import suggest
+from .schedulers import LRScheduler, make_scheduler
 
 E = TypeVar("E", bound="NamedEnum")
 
@@ -102,13 +103,27 @@ class TrainerConfig:
     Args:
         batch_size: rows in a batch when ``fit`` is handed arrays.
         learning_rate: > 0; None: the optimizer's default.
-        optimizer_type, loss_function, problem_type: what to train with.
+        optimizer_type, loss_function, problem_type: what to train with; the usual loss follows from the problem.
         beta1: Adam, Nadam; for SGD it is the momentum where ``momentum`` is not given (go-metal's rule).
         beta2, epsilon, weight_decay: as the optimizer documents.
         alpha: RMSProp's smoothing; AdaDelta's rho.
         momentum: SGD, RMSProp.
         centered: RMSProp.
         nesterov: SGD.
+        history_size, max_line_search: L-BFGS.
+        scheduler: a learning-rate schedule (an LRScheduler or its ``to_dict``).
+        label_smoothing: share of a target spread over all classes, 0 up to 1.
+        class_weights: one weight > 0 for each class, used in training only.
+        gradient_clip_norm, gradient_clip_value: limits of the gradient's global norm, of each of its elements; > 0.
+        accumulation_steps: batches that share one update, which takes the mean over all their rows.
+        frozen_layers: names of layers whose weights stay as they are.
+        use_mixed_precision: compute in ``precision`` from float32 weights.
+        precision: float16 (with loss scaling) or bfloat16.
+        initial_loss_scale, loss_scale_growth_factor, loss_scale_backoff_factor, loss_scale_growth_interval: float16;
+            the scale is multiplied by the backoff factor when a gradient overflows (that step is skipped) and by the
+            growth factor after so many good steps.
+        stop_on_nan: raise TrainingError when the loss is NaN or infinite, keeping the last good state.
+        metrics: names of metrics that ``evaluate`` and validation compute beside loss and accuracy.
         engine_type, use_hybrid_engine, use_dynamic_engine, inference_only: accepted; there is one engine, MLX.
         seed: of the initial weights, Dropout and shuffling; None draws one.
     Raises: SpecError for values out of range or a loss that does not fit the problem.
@@ -128,6 +143,23 @@ class TrainerConfig:
     momentum: float | None = None
     centered: bool = False
     nesterov: bool = False
+    history_size: int | None = None
+    max_line_search: int | None = None
+    scheduler: LRScheduler | Mapping[str, Any] | None = None
+    label_smoothing: float = 0.0
+    class_weights: Sequence[float] | None = None
+    gradient_clip_norm: float | None = None
+    gradient_clip_value: float | None = None
+    accumulation_steps: int = 1
+    frozen_layers: Sequence[str] = ()
+    use_mixed_precision: bool = False
+    precision: str = "float16"
+    initial_loss_scale: float = 65536.0
+    loss_scale_growth_factor: float = 2.0
+    loss_scale_backoff_factor: float = 0.5
+    loss_scale_growth_interval: int = 2000
+    stop_on_nan: bool = True
+    metrics: Sequence[str] = ()
     engine_type: EngineType | str | int = EngineType.Auto
     use_hybrid_engine: bool = False
     use_dynamic_engine: bool = False
@@ -135,38 +167,57 @@ class TrainerConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        def put(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
-        put("optimizer_type", OptimizerType.of(self.optimizer_type, "TrainerConfig.optimizer_type"))
-        put("problem_type", ProblemType.of(self.problem_type, "TrainerConfig.problem_type"))
-        put("engine_type", EngineType.of(self.engine_type, "TrainerConfig.engine_type"))
+        self._put("optimizer_type", OptimizerType.of(self.optimizer_type, "TrainerConfig.optimizer_type"))
+        self._put("problem_type", ProblemType.of(self.problem_type, "TrainerConfig.problem_type"))
+        self._put("engine_type", EngineType.of(self.engine_type, "TrainerConfig.engine_type"))
         regression = self.problem_type == ProblemType.Regression
-        default = LossFunction.MeanSquaredError if regression else LossFunction.CrossEntropy
-        given = default if self.loss_function is None else self.loss_function
-        put("loss_function", LossFunction.of(given, "TrainerConfig.loss_function"))
-        if (self.loss_function >= LossFunction.MeanSquaredError) != regression:  # type: ignore[operator]
+        usual = LossFunction.MeanSquaredError if regression else LossFunction.CrossEntropy
+        given = usual if self.loss_function is None else self.loss_function
+        self._put("loss_function", loss := LossFunction.of(given, "TrainerConfig.loss_function"))
+        if (loss >= LossFunction.MeanSquaredError) != regression:
             wanted = "MeanSquaredError, MeanAbsoluteError or Huber" if regression else "a cross-entropy"
-            raise SpecError(f"TrainerConfig: {self.loss_function} does not fit {self.problem_type}; use {wanted}")
-        for name, least in (("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise SpecError(f"TrainerConfig: {name} must be an int of at least {least}, got {value!r}")
-        for name in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "alpha", "momentum"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise SpecError(f"TrainerConfig: {name} must be a number, got {value!r}")
-            put(name, f32(value))
+            raise SpecError(f"TrainerConfig: {loss} does not fit {self.problem_type}; use {wanted}")
+        for name, (needed, allowed) in _INTEGERS.items():
+            self._check(name, int, needed, allowed)
+        for name, (needed, allowed) in _NUMBERS.items():
+            self._check(name, (int, float), needed, allowed)
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(f"TrainerConfig: {name} must be True or False, got {getattr(self, name)!r}")
+        if self.precision not in PRECISIONS:
+            raise SpecError(f"TrainerConfig: precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        self._check_lists()
+        if self.scheduler is not None and not isinstance(self.scheduler, LRScheduler):
+            self._put("scheduler", make_scheduler(self.scheduler))
+        if self.optimizer_type == OptimizerType.LBFGS and (self.use_mixed_precision or self.accumulation_steps > 1):
+            raise SpecError("TrainerConfig: LBFGS works on one float32 batch; no mixed precision, no accumulation")
+
+    def _put(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check(self, name: str, kind: Any, needed: str, allowed: Callable[[Any], bool]) -> None:
+        if (value := getattr(self, name)) is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not allowed(value):
+            raise SpecError(f"TrainerConfig: {name} must be {needed}, got {value!r}")
+        if isinstance(value, float):
+            self._put(name, f32(value))
+
+    def _check_lists(self) -> None:
+        for name in ("frozen_layers", "metrics"):
+            values = getattr(self, name)
+            if isinstance(values, str) or not all(isinstance(v, str) for v in values):
+                raise SpecError(f"TrainerConfig: {name} must be a list of names, got {values!r}")
+            self._put(name, tuple(values))
+        if self.class_weights is not None:
+            weights = tuple(f32(w) for w in self.class_weights)
+            if not weights or not all(math.isfinite(w) and w > 0 for w in weights):
+                raise SpecError(f"TrainerConfig: class_weights must be numbers greater than 0, got {weights}")
+            self._put("class_weights", weights)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, enums by name, only what differs from the defaults or was chosen."""
-        return {
-            f.name: str(v) if isinstance(v := getattr(self, f.name), NamedEnum) else v
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) is not None
-        }
+        """JSON values, enums by name; what is None is left out."""
+        return {f.name: v for f in dataclasses.fields(self) if (v := _json_value(getattr(self, f.name))) is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -176,3 +227,35 @@ class TrainerConfig:
             if name not in known:
                 raise SpecError(f"TrainerConfig: unknown field {name!r}{suggest(name, known)}")
         return cls(**values)
+
+
+PRECISIONS = ("float16", "bfloat16")
+_AT_LEAST_1 = ("an int of at least 1", lambda v: v >= 1)
+_POSITIVE = ("a number greater than 0", lambda v: v > 0)
+_ANY = ("a number", lambda _: True)  # the optimizer, which knows the range, checks it
+_INTEGERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "batch_size": _AT_LEAST_1,
+    "accumulation_steps": _AT_LEAST_1,
+    "loss_scale_growth_interval": _AT_LEAST_1,
+    "history_size": _AT_LEAST_1,
+    "max_line_search": _AT_LEAST_1,
+    "seed": ("an int of at least 0", lambda v: v >= 0),
+}
+_NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "alpha", "momentum"), _ANY),
+    "label_smoothing": ("a number from 0 up to, not including, 1", lambda v: 0 <= v < 1),
+    "gradient_clip_norm": _POSITIVE,
+    "gradient_clip_value": _POSITIVE,
+    "initial_loss_scale": _POSITIVE,
+    "loss_scale_growth_factor": ("a number of at least 1", lambda v: v >= 1),
+    "loss_scale_backoff_factor": ("a number between 0 and 1", lambda v: 0 < v < 1),
+}
+_SWITCHES = ("centered", "nesterov", "use_mixed_precision", "stop_on_nan", "use_hybrid_engine", "use_dynamic_engine")
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, NamedEnum):
+        return value.name
+    if isinstance(value, LRScheduler):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value

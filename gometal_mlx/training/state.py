@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from ..errors import CheckpointError
+import numpy as np
+
+from ..errors import CheckpointError, SpecError
 from .config import TrainerConfig
+from .step import Carried
 
 
 @dataclass(frozen=True)
@@ -17,34 +20,47 @@ class RunState:
 
     Args:
         config: of the trainer.
-        rng: the two words of the random key of the next step.
+        carried: random key, totals of the unfinished epoch, loss scale, accumulated gradients.
+        learning_rate: exact, and the base rate that a schedule scales.
         best_loss, best_accuracy: exact, where go-metal keeps float32.
         history: one record an epoch.
+        scheduler: state of the schedule.
+        optimizer: state of an optimizer that go-metal's files have no place for.
         run_start: the epoch at which an unfinished ``fit`` began; None between two fits.
         data: the loader's position in that fit.
-        totals: sums over the unfinished epoch.
+        callbacks: class name and state of that fit's callbacks.
     """
 
     config: TrainerConfig
-    rng: tuple[int, int]
+    carried: Carried
+    base_learning_rate: float = 0.0
     best_loss: float = math.inf
     best_accuracy: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
     run_start: int | None = None
     data: dict[str, Any] | None = None
-    totals: tuple[float, ...] = (0.0, 0.0, 0.0)
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
 
     def to_extras(self) -> dict[str, Any]:
-        """JSON values; what is not known is left out."""
+        """JSON values and float32 arrays; what is not known is left out."""
+        c = self.carried
         values: dict[str, Any] = {
             "config": self.config.to_dict(),
-            "rng": list(self.rng),
+            "rng": list(c.key),
+            "totals": list(c.totals) if self.data else None,
+            "loss_scale": list(c.scaling) if self.config.use_mixed_precision else None,
+            "accumulated": {"waiting": list(c.waiting), "gradients": c.accumulated} if c.accumulated else None,
+            "base_learning_rate": self.base_learning_rate,
             "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
             "best_accuracy": self.best_accuracy,
             "history": self.history,
+            "scheduler": self.scheduler or None,
+            "optimizer": self.optimizer or None,
             "run_start": self.run_start,
             "data": self.data,
-            "totals": list(self.totals) if self.data else None,
+            "callbacks": self.callbacks or None,
         }
         return {k: v for k, v in values.items() if v is not None}
 
@@ -56,29 +72,79 @@ class RunState:
         """
         if "config" not in extras:
             return None
-
-        def get(name: str, kind: type | tuple[type, ...], default: Any, needed: str) -> Any:
-            value = extras.get(name, default)
-            if value is not default and (not isinstance(value, kind) or isinstance(value, bool)):
-                raise CheckpointError(f"gometal_mlx.{name}: {needed} needed, got {value!r:.80}")
-            return value
-
-        rng = get("rng", list, None, "two words of 32 bits")
-        if rng is None or len(rng) != 2 or not all(isinstance(w, int) and 0 <= w < 2**32 for w in rng):
-            raise CheckpointError(f"gometal_mlx.rng: two words of 32 bits needed, got {rng!r:.80}")
-        totals = get("totals", list, [0.0] * 3, "three numbers")
-        if len(totals) != 3 or not all(isinstance(t, int | float) for t in totals):
-            raise CheckpointError(f"gometal_mlx.totals: three numbers needed, got {totals!r:.80}")
-        history = get("history", list, [], "a list of records")
-        if not all(isinstance(r, dict) for r in history):
-            raise CheckpointError("gometal_mlx.history: a list of records needed")
-        return cls(
-            config=TrainerConfig.from_dict(get("config", dict, None, "a map")),
-            rng=(rng[0], rng[1]),
-            best_loss=float(get("best_loss", (int, float), math.inf, "a number")),
-            best_accuracy=float(get("best_accuracy", (int, float), 0.0, "a number")),
-            history=history,
-            run_start=get("run_start", int, None, "an epoch"),
-            data=get("data", dict, None, "a map"),
-            totals=tuple(float(t) for t in totals),
+        read = _Reader(extras)
+        waiting = read.map("accumulated")
+        carried = Carried(
+            _key(extras.get("rng")),
+            read.numbers("totals", 3, (0.0, 0.0, 0.0)),
+            read.numbers("loss_scale", 2, (1.0, 0.0)),
+            waiting.get("gradients"),
+            _counts(waiting.get("waiting", [0, 0])),
         )
+        if not all(isinstance(g, np.ndarray) for g in (carried.accumulated or {}).values()):
+            raise CheckpointError("gometal_mlx.accumulated: arrays needed")
+        try:
+            config = TrainerConfig.from_dict(read.map("config"))
+        except SpecError as e:
+            raise CheckpointError(f"gometal_mlx.config: {e}") from e
+        start = extras.get("run_start")
+        if start is not None and (not isinstance(start, int) or isinstance(start, bool) or start < 0):
+            raise CheckpointError(f"gometal_mlx.run_start: an epoch needed, got {start!r:.80}")
+        return cls(
+            config=config,
+            carried=carried,
+            base_learning_rate=read.number("base_learning_rate", 0.0),
+            best_loss=read.number("best_loss", math.inf),
+            best_accuracy=read.number("best_accuracy", 0.0),
+            history=read.records("history"),
+            scheduler=read.map("scheduler"),
+            optimizer=read.map("optimizer"),
+            run_start=start,
+            data=read.map("data") or None,
+            callbacks=read.records("callbacks"),
+        )
+
+
+class _Reader:
+    """The extras' fields by type; CheckpointError for any other."""
+
+    def __init__(self, extras: Mapping[str, Any]) -> None:
+        self.extras = extras
+
+    def _of(self, name: str, kind: type | tuple[type, ...], default: Any, needed: str) -> Any:
+        value = self.extras.get(name, default)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise CheckpointError(f"gometal_mlx.{name}: {needed} needed, got {value!r:.80}")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        return float(self._of(name, (int, float), default, "a number"))
+
+    def map(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._of(name, dict, {}, "a map")
+        return found
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        found: list[Any] = self._of(name, list, [], "a list of maps")
+        if not all(isinstance(r, dict) for r in found):
+            raise CheckpointError(f"gometal_mlx.{name}: a list of maps needed, got {found!r:.80}")
+        return found
+
+    def numbers(self, name: str, count: int, default: tuple[float, ...]) -> tuple[float, ...]:
+        found = self._of(name, list, list(default), f"{count} numbers")
+        if len(found) != count or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in found):
+            raise CheckpointError(f"gometal_mlx.{name}: {count} numbers needed, got {found!r:.80}")
+        return tuple(float(v) for v in found)
+
+
+def _key(words: Any) -> tuple[int, int]:
+    fits = isinstance(words, list) and len(words) == 2 and all(isinstance(w, int) and 0 <= w < 2**32 for w in words)
+    if not fits:
+        raise CheckpointError(f"gometal_mlx.rng: two words of 32 bits needed, got {words!r:.80}")
+    return words[0], words[1]
+
+
+def _counts(values: Any) -> tuple[int, int]:
+    if not isinstance(values, list) or len(values) != 2 or not all(isinstance(v, int) and v >= 0 for v in values):
+        raise CheckpointError(f"gometal_mlx.accumulated.waiting: two counts needed, got {values!r:.80}")
+    return values[0], values[1]

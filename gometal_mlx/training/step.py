@@ -1,74 +1,230 @@
-"""The compiled training step: forward, backward, update and running totals in one function."""
+"""The training step: forward, backward, clipping, update and running totals in one compiled function."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from .._types import FloatArray
+from .._types import FloatArray, number
+from ..errors import TrainingError
 from ..layers import Model
 from ..optimizers import Optimizer
+from .config import TrainerConfig
 from .losses import Loss
 
 PREDICT_ROWS = 1024
 
 
-class TrainingStep:
-    """Owns what a step changes beside weights and optimizer state: the random key and the epoch's totals.
+@dataclass(frozen=True)
+class Carried:
+    """What a step hands to the next one beside weights and optimizer state; a checkpoint keeps it.
 
-    Both are inputs and outputs of the compiled function; a key that were not would give the same Dropout mask for ever.
+    Args:
+        key: two words of the random key of the next step.
+        totals: sums over the epoch so far: loss * rows, correct rows, rows.
+        scaling: loss scale, and steps since it changed (mixed precision only).
+        accumulated: gradient sums by parameter name, of batches that still wait for their update.
+        waiting: how many batches and rows those are.
+    """
+
+    key: tuple[int, int]
+    totals: tuple[float, ...] = (0.0, 0.0, 0.0)
+    scaling: tuple[float, ...] = (1.0, 0.0)
+    accumulated: Mapping[str, FloatArray] | None = None
+    waiting: tuple[int, int] = (0, 0)
+
+
+class TrainingStep:
+    """Runs one batch after the other on a model and an optimizer.
+
+    The random key is an input and output of the compiled function; a key that were not would give the same Dropout
+    mask for ever. The arrays of the last state with a finite loss are kept, so that a loss that is not finite leaves a
+    state that can be used.
 
     Args:
         model, loss, optimizer: the optimizer's state must be initialised.
-        key: random key of the next step.
-        totals: sums over the epoch so far: loss * rows, correct rows, rows.
+        config: clipping, accumulation, precision and class weights.
+        carried: where an earlier step left off.
     """
 
-    def __init__(self, model: Model, loss: Loss, optimizer: Optimizer, key: mx.array, totals: mx.array) -> None:
-        self._state = state = {"key": key, "totals": totals}
-        self._everything = [model.state, optimizer.state, state]
+    def __init__(self, model: Model, loss: Loss, optimizer: Optimizer, config: TrainerConfig, carried: Carried) -> None:
+        self._model, self._loss, self._optimizer, self._config = model, loss, optimizer, config
+        self._state: dict[str, Any] = {"key": mx.array(carried.key, mx.uint32), "totals": mx.array(carried.totals)}
+        self._state["scaling"] = mx.array(carried.scaling)
+        if config.accumulation_steps > 1:
+            zeros = tree_map(mx.zeros_like, model.trainable_parameters())
+            stored = tree_unflatten([(k, mx.array(v)) for k, v in (carried.accumulated or {}).items()])
+            self._state["accumulated"] = stored or zeros
+            self._state["rows"] = mx.array(float(carried.waiting[1]))
+        self._waiting = carried.waiting[0]
+        self._good: tuple[list[tuple[str, mx.array]], int] | None = None
+        self._dtype = getattr(mx, config.precision) if config.use_mixed_precision else None
+        self._everything = [model.state, optimizer.state, self._state]
+        self._gradient = nn.value_and_grad(model, self._judge)
+        self._update = self._compiled(self._step)
+        self._collect = self._compiled(self._accumulate)
+        self._apply = self._compiled(self._apply_accumulated)
+        self._closure = self._compiled(self._evaluate)
+        self.forward: Callable[[mx.array], mx.array] = mx.compile(self._evaluation_forward, inputs=[model.state])
 
-        def judge(x: mx.array, y: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
-            outputs = (model.logits if loss.uses_logits else model)(x, key)
-            correct = loss.correct(outputs, y)
-            return mx.mean(loss.per_row(outputs, y)), mx.array(0) if correct is None else correct
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled: Callable[..., Any] = mx.compile(function, inputs=self._everything, outputs=self._everything)
+        return compiled
 
-        gradient = nn.value_and_grad(model, judge)
+    # ------------------------------------------------------------------------------- what the compiled functions do
 
-        def step(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-            state["key"], key = mx.random.split(state["key"])
-            with mode(model, training=True):
-                (mean, correct), gradients = gradient(x, y, key)
-            optimizer.update(model, gradients)
-            rows = x.shape[0]
-            state["totals"] = state["totals"] + mx.stack(
-                [mean * rows, correct.astype(mx.float32), mx.array(float(rows))]
-            )
-            return mean, correct
-
-        def forward(x: mx.array) -> mx.array:
-            with mode(model, training=False):
-                return model.logits(x) if loss.uses_logits else model(x)
-
-        self._step = mx.compile(step, inputs=self._everything, outputs=self._everything)
-        self.forward = mx.compile(forward, inputs=[model.state])
-
-    def __call__(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-        """Mean loss and correct rows of the batch, before the update; the work is started, not awaited."""
-        loss, correct = self._step(x, y)
-        mx.async_eval(  # type: ignore[no-untyped-call]
-            self._everything, loss, correct
+    def _judge(self, x: mx.array, y: mx.array, key: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        run = self._model.logits if self._loss.uses_logits else self._model
+        outputs = run(x, key, self._dtype)
+        mean = self._loss.mean(outputs, y, self._config.class_weights)
+        correct = self._loss.correct(outputs, y)
+        return (
+            mean * self._state["scaling"][0] if self._scaled else mean,
+            mean,
+            mx.array(0) if correct is None else correct,
         )
+
+    def _gradients(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array, Any]:
+        self._state["key"], key = mx.random.split(self._state["key"])
+        with mode(self._model, training=True):
+            (_, mean, correct), gradients = self._gradient(x, y, key)
+        rows = mx.array(float(x.shape[0]))
+        self._state["totals"] = self._state["totals"] + mx.stack([mean * rows, correct.astype(mx.float32), rows])
+        return mean, correct, gradients
+
+    def _step(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+        loss, correct, gradients = self._gradients(x, y)
+        self._descend(gradients)
         return loss, correct
 
+    def _accumulate(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+        loss, correct, gradients = self._gradients(x, y)
+        rows = x.shape[0]
+        self._state["accumulated"] = tree_map(lambda a, g: a + g * rows, self._state["accumulated"], gradients)
+        self._state["rows"] = self._state["rows"] + rows
+        return loss, correct
+
+    def _apply_accumulated(self) -> None:
+        rows = self._state["rows"]
+        self._descend(tree_map(lambda a: a / rows, self._state["accumulated"]))
+        self._state["accumulated"] = tree_map(mx.zeros_like, self._state["accumulated"])
+        self._state["rows"] = mx.array(0.0)
+
+    def _descend(self, gradients: Any) -> None:
+        """Unscale, clip, update; where a scaled gradient overflowed nothing is updated and the scale is lowered."""
+        config, optimizer, model = self._config, self._optimizer, self._model
+        scaled = self._scaled
+        if scaled:
+            gradients = tree_map(lambda g: g / self._state["scaling"][0], gradients)
+        if config.gradient_clip_value is not None:
+            limit = config.gradient_clip_value
+            gradients = tree_map(lambda g: mx.clip(g, -limit, limit), gradients)
+        if config.gradient_clip_norm is not None:
+            gradients, _ = optim.clip_grad_norm(gradients, config.gradient_clip_norm)
+        if not scaled:
+            optimizer.update(model, gradients)
+            return
+        before = tree_map(lambda a: a, [model.trainable_parameters(), optimizer.state])
+        sizes = [mx.sum(mx.abs(g)) for _, g in tree_flatten(gradients)]
+        fine = mx.isfinite(mx.sum(mx.stack(sizes)))
+        optimizer.update(model, gradients)
+        after = tree_map(
+            lambda new, old: mx.where(fine, new, old), [model.trainable_parameters(), optimizer.state], before
+        )
+        model.update(after[0])
+        _put(optimizer.state, after[1])
+        scale, good = self._state["scaling"][0], self._state["scaling"][1] + 1
+        grown = good >= config.loss_scale_growth_interval
+        factor = mx.where(fine, mx.where(grown, config.loss_scale_growth_factor, 1.0), config.loss_scale_backoff_factor)
+        self._state["scaling"] = mx.stack([scale * factor, mx.where(fine & ~grown, good, 0.0)])
+
     @property
-    def key(self) -> mx.array:
-        """The random key of the next step."""
-        return self._state["key"]
+    def _scaled(self) -> bool:
+        # bfloat16 has float32's range and needs no scale
+        return self._config.use_mixed_precision and self._config.precision == "float16"
+
+    def _evaluate(self, parameters: Any, x: mx.array, y: mx.array, key: mx.array) -> tuple[mx.array, mx.array, Any]:
+        self._model.update(parameters)
+        with mode(self._model, training=True):
+            (_, mean, correct), gradients = self._gradient(x, y, key)
+        return mean, correct, gradients
+
+    def _evaluation_forward(self, x: mx.array) -> mx.array:
+        with mode(self._model, training=False):
+            return self._model.logits(x) if self._loss.uses_logits else self._model(x)
+
+    # ------------------------------------------------------------------------------------------------- from outside
+
+    def __call__(self, x: mx.array, y: mx.array, *, last: bool = False) -> tuple[mx.array, mx.array]:
+        """Mean loss and correct rows of the batch, before the update.
+
+        Args:
+            last: the epoch's last batch, after which nothing may wait for an update.
+        Raises: TrainingError if the loss is NaN or infinite (unless the configuration allows it); everything is then as
+            it was when the loss was last finite.
+        """
+        before = (tree_flatten(self._everything), self._waiting) if self._config.stop_on_nan else None
+        if self._optimizer.needs_closure:
+            loss, correct = self._minimise(x, y)
+        elif self._config.accumulation_steps == 1:
+            loss, correct = self._update(x, y)
+        else:
+            loss, correct = self._collect(x, y)
+            self._waiting += 1
+            if last or self._waiting == self._config.accumulation_steps:
+                self._apply()
+                self._waiting = 0
+        mx.async_eval(self._everything, loss, correct)  # type: ignore[no-untyped-call]
+        if before is not None:
+            if not np.isfinite(found := number(loss)):
+                self._go_back(found, before, x)
+            self._good = before  # the state that this finite loss was computed from
+        return loss, correct
+
+    def _go_back(self, loss: float, before: tuple[list[tuple[str, mx.array]], int], x: mx.array) -> None:
+        """Put the last good state back and raise."""
+        bad_input = not bool(mx.all(mx.isfinite(x)))
+        arrays, waiting = before if bad_input or self._good is None else self._good
+        rate = self._optimizer.rate
+        for tree, old in zip(self._everything, tree_unflatten(arrays), strict=True):
+            _put(tree, old)
+        self._optimizer.rate = rate
+        self._waiting = waiting
+        if bad_input:
+            raise TrainingError(f"the loss is {loss}, because the inputs hold NaN or infinity; nothing was changed")
+        advice = "lower the learning rate, set gradient_clip_norm, or scale the inputs"
+        raise TrainingError(f"the loss is {loss}; the trainer is back where it last was finite; {advice}")
+
+    def _minimise(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+        """A step of an optimizer that looks at the loss several times: same mask, and statistics moved once."""
+        model = self._model
+        self._state["key"], key = mx.random.split(self._state["key"])
+        seen: list[tuple[mx.array, mx.array]] = []
+        statistics = moved = [a for _, a in tree_flatten(_statistics(model))]
+
+        def evaluate(parameters: Any) -> tuple[mx.array, Any]:
+            nonlocal moved
+            _put_statistics(model, statistics)
+            mean, correct, gradients = self._closure(parameters, x, y, key)
+            if not seen:
+                moved = [a for _, a in tree_flatten(_statistics(model))]
+            seen.append((mean, correct))
+            return mean, gradients
+
+        model.update(self._optimizer.minimise(evaluate, model.trainable_parameters()))
+        _put_statistics(model, moved)
+        loss, correct = seen[0]
+        rows = float(x.shape[0])
+        self._state["totals"] = self._state["totals"] + mx.array([number(loss) * rows, number(correct), rows])
+        return loss, correct
 
     @property
     def totals(self) -> list[float]:
@@ -78,6 +234,44 @@ class TrainingStep:
     def reset_totals(self) -> None:
         """Begin a new epoch."""
         self._state["totals"] = mx.zeros(3)
+
+    @property
+    def loss_scale(self) -> float:
+        """The present scale of the loss (1 unless float16 is used)."""
+        return number(self._state["scaling"][0])
+
+    def carried(self) -> Carried:
+        """What the next step needs, as plain numbers."""
+        first, second = (int(word) for word in np.asarray(self._state["key"]))
+        accumulated = None
+        if self._waiting:
+            accumulated = {k: np.array(v, np.float32) for k, v in tree_flatten(self._state["accumulated"])}
+        rows = int(number(self._state["rows"])) if self._waiting else 0
+        scaling = tuple(float(v) for v in np.asarray(self._state["scaling"]))
+        return Carried((first, second), tuple(self.totals), scaling, accumulated, (self._waiting, rows))
+
+
+def _put(tree: Any, values: Any) -> None:
+    """Put arrays into the existing dicts of a tree, which compiled functions hold on to."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _put(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _statistics(model: Model) -> dict[str, Any]:
+    found: dict[str, dict[str, mx.array]] = {}
+    for layer, name, param in model.slots():
+        if not param.trainable:
+            found.setdefault(layer.name, {})[name] = model[layer.name][name]
+    return found
+
+
+def _put_statistics(model: Model, arrays: list[mx.array]) -> None:
+    names = [name for name, _ in tree_flatten(_statistics(model))]
+    if names:
+        _put(model, tree_unflatten(list(zip(names, arrays, strict=True))))
 
 
 def in_pieces(function: Callable[[mx.array], mx.array], x: FloatArray) -> FloatArray:

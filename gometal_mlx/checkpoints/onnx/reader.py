@@ -19,7 +19,7 @@ from ...errors import CheckpointError, GoMetalError, ShapeError, SpecError, Unsu
 from ...layers import Layer, Model, ModelSpec
 from ...layers.base import LAYERS
 from ...layers.spec import MAX_ELEMENTS, usable_name
-from .. import json_format
+from .. import json_reader
 from ..checkpoint import Checkpoint, CheckpointMetadata, TrainingState, WeightTensor, check_finite
 from ..go_json import decode
 from .verify import compare
@@ -379,7 +379,7 @@ def _stored(proto: onnx.ModelProto, where: str) -> Checkpoint | None:
         return array
 
     value, _ = decode(lambda: io.BytesIO(text.encode()), f"{where}: metadata")
-    return json_format.from_value(value, f"{where}: metadata", arrays)
+    return json_reader.from_value(value, f"{where}: metadata", arrays)
 
 
 def _is_export_of(proto: onnx.ModelProto, stored: Checkpoint) -> bool:

@@ -18,7 +18,7 @@ from ...errors import CheckpointError, GoMetalError, UnsupportedError
 from ...layers import Layer, Model
 from .. import json_format
 from ..atomic import replacing
-from ..checkpoint import Checkpoint, check_finite, extract_weights
+from ..checkpoint import Checkpoint, check_finite, extra_arrays, extract_weights
 from .verify import TOLERANCE, VerifyReport, check_proto, compare
 
 PRODUCER = "gometal_mlx"  # never go-metal's own name, which tells readers that MatMul weights are transposed
@@ -88,8 +88,10 @@ def build(model: Model, checkpoint: Checkpoint, opset: int = OPSET) -> onnx.Mode
         ir_version=max(IR_VERSION, helper.find_min_ir_version_for([helper.make_opsetid("", opset)])),
     )
     text = io.BytesIO()
-    # the optimizer's arrays stay behind: an ONNX file is for inference
-    stored = replace(checkpoint, model_spec=spec, weights=extract_weights(model), optimizer_state=None, notes=[])
+    # arrays of optimizer and training stay behind: an ONNX file is for inference
+    extras = {k: v for k, v in checkpoint.extras.items() if not any(extra_arrays(v))}
+    kept = extract_weights(model)
+    stored = replace(checkpoint, model_spec=spec, weights=kept, optimizer_state=None, extras=extras, notes=[])
     json_format.write(json_format.to_tree(stored, data=False), text)
     helper.set_model_props(proto, {METADATA_KEY: text.getvalue().decode()})
     return proto

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -19,7 +20,8 @@ class Loss:
 
     Args:
         output_shape: of the model, batch included.
-    Raises: SpecError for outputs the loss cannot judge.
+        label_smoothing: share of every target that is spread over all classes, 0 up to 1.
+    Raises: SpecError for outputs the loss cannot judge, or smoothing of a regression.
     """
 
     code: ClassVar[int]
@@ -30,12 +32,20 @@ class Loss:
         if "code" in cls.__dict__:
             LOSSES[cls.code] = cls
 
-    def __init__(self, output_shape: Shape) -> None:
+    def __init__(self, output_shape: Shape, label_smoothing: float = 0.0) -> None:
         self.outputs = output_shape[1:]
+        self.label_smoothing = label_smoothing
+        if label_smoothing and not self.classification:
+            raise SpecError(f"{type(self).__name__}: label_smoothing is for classification, got {label_smoothing}")
         if self.classification and len(output_shape) != 2:
             raise SpecError(
                 f"{type(self).__name__}: the model must end in (batch, classes), but it ends in {output_shape}"
             )
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each output is a yes or no of its own, several of them for a row."""
+        return False
 
     def labels(self, y: npt.ArrayLike, rows: int) -> npt.NDArray[Any]:
         """The labels as ``per_row`` wants them; ShapeError for a wrong shape or a class out of range."""
@@ -44,6 +54,18 @@ class Loss:
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
         """The loss of each row, shape ``(N,)``, in float32."""
         raise NotImplementedError  # as above
+
+    def mean(self, outputs: mx.array, y: mx.array, class_weights: Sequence[float] | None = None) -> mx.array:
+        """Mean over the batch; with class weights ``sum(w l) / sum(w)``, w being that of the row's class."""
+        losses = self.per_row(outputs, y)
+        if class_weights is None:
+            return mx.mean(losses)
+        weights = self.row_weights(y, mx.array(list(class_weights)))
+        return mx.sum(weights * losses) / mx.sum(weights)
+
+    def row_weights(self, y: mx.array, class_weights: mx.array) -> mx.array:
+        """The weight of each row, from its class."""
+        raise SpecError(f"{type(self).__name__}: class_weights are for classification")
 
     def correct(self, outputs: mx.array, y: mx.array) -> mx.array | None:
         """How many rows are classified correctly; None for regression."""

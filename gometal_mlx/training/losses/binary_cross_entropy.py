@@ -17,7 +17,8 @@ CLAMP = 1e-7  # go-metal's distance from 0 and 1
 class BinaryCrossEntropy(Loss):
     """``mean(-(y log p + (1 - y) log(1 - p)))`` over all outputs, with p clamped to [1e-7, 1 - 1e-7].
 
-    Each output is a probability of its own (the model ends in Sigmoid).
+    Each output is a probability of its own (the model ends in Sigmoid). Label smoothing s makes the target
+    ``(1 - s) y + s / 2``.
 
     Shapes: outputs ``(N, C)``; labels ``(N, C)`` of 0..1, or ``(N,)`` for a single output. The label itself is the
         target: 1 means yes.
@@ -28,6 +29,10 @@ class BinaryCrossEntropy(Loss):
     code: ClassVar[int] = 2
     classification: ClassVar[bool] = True
     threshold: ClassVar[float] = 0.5
+
+    @property
+    def multi_label(self) -> bool:
+        return self.outputs[0] > 1
 
     def labels(self, y: npt.ArrayLike, rows: int) -> npt.NDArray[Any]:
         kind, values = type(self).__name__, np.asarray(y, np.float32)
@@ -44,8 +49,15 @@ class BinaryCrossEntropy(Loss):
         return values
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
-        p = mx.clip(outputs.astype(mx.float32), CLAMP, 1 - CLAMP)
+        p, y = mx.clip(outputs.astype(mx.float32), CLAMP, 1 - CLAMP), self._smoothed(y)
         return mx.mean(-(y * mx.log(p) + (1 - y) * mx.log1p(-p)), axis=1)
+
+    def _smoothed(self, y: mx.array) -> mx.array:
+        s = self.label_smoothing
+        return y * (1 - s) + s / 2 if s else y
+
+    def row_weights(self, y: mx.array, class_weights: mx.array) -> mx.array:
+        return mx.mean(mx.where(y > 0.5, class_weights[1], class_weights[0]), axis=1)
 
     def correct(self, outputs: mx.array, y: mx.array) -> mx.array | None:
         # with several outputs: the mean share of them, so that rows still count as rows
@@ -63,7 +75,7 @@ class BCEWithLogits(BinaryCrossEntropy):
     threshold: ClassVar[float] = 0.0
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
-        x = outputs.astype(mx.float32)
+        x, y = outputs.astype(mx.float32), self._smoothed(y)
         return mx.mean(mx.maximum(x, 0) - x * y + mx.log1p(mx.exp(-mx.abs(x))), axis=1)
 
     def predictions(self, logits: mx.array) -> mx.array:

@@ -23,8 +23,7 @@ class CategoricalCrossEntropy(CrossEntropy):
     uses_logits: ClassVar[bool] = False
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
-        logs = mx.log(mx.clip(outputs.astype(mx.float32), CLAMP, 1 - CLAMP))
-        return -mx.sum(y * logs, axis=1) if y.ndim == 2 else -mx.take_along_axis(logs, y[:, None], axis=1).squeeze(1)
+        return self._expect(mx.log(mx.clip(outputs.astype(mx.float32), CLAMP, 1 - CLAMP)), y)
 
     def predictions(self, logits: mx.array) -> mx.array:
         return logits

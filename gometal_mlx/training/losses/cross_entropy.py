@@ -13,9 +13,11 @@ from .base import Loss, class_indices
 
 
 class CrossEntropy(Loss):
-    """``mean_n(logsumexp(x_n) - sum_c y_nc x_nc)``; with class numbers, ``y_n`` is one-hot.
+    """``mean_n(-sum_c y_nc log softmax(x_n)_c)``; with class numbers, ``y_n`` is one-hot.
 
     The model's output before a trailing Softmax is used, so that no Softmax is applied twice.
+
+    Label smoothing s makes the target ``(1 - s) y + s / C``.
 
     Shapes: outputs ``(N, C)``, C >= 2; labels ``(N,)`` class numbers or ``(N, C)`` rows of probabilities.
     Raises: SpecError for a single output (BCEWithLogits is for those); ShapeError for labels that do not fit.
@@ -26,8 +28,8 @@ class CrossEntropy(Loss):
     classification: ClassVar[bool] = True
     uses_logits: ClassVar[bool] = True
 
-    def __init__(self, output_shape: Shape) -> None:
-        super().__init__(output_shape)
+    def __init__(self, output_shape: Shape, label_smoothing: float = 0.0) -> None:
+        super().__init__(output_shape, label_smoothing)
         if output_shape[1] < 2:
             raise SpecError(
                 f"{type(self).__name__}: at least 2 outputs needed, the model has {output_shape[1]}; use BCEWithLogits"
@@ -38,9 +40,16 @@ class CrossEntropy(Loss):
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
         x = outputs.astype(mx.float32)
-        if y.ndim == 2:
-            return mx.logsumexp(x, axis=1) * mx.sum(y, axis=1) - mx.sum(y * x, axis=1)
-        return mx.logsumexp(x, axis=1) - mx.take_along_axis(x, y[:, None], axis=1).squeeze(1)
+        return self._expect(x - mx.logsumexp(x, axis=1, keepdims=True), y)
+
+    def _expect(self, logs: mx.array, y: mx.array) -> mx.array:
+        """Minus the mean of the log-probabilities under the (smoothed) targets."""
+        hit = mx.sum(y * logs, axis=1) if y.ndim == 2 else mx.take_along_axis(logs, y[:, None], axis=1).squeeze(1)
+        smooth = self.label_smoothing
+        return -((1 - smooth) * hit + smooth * mx.mean(logs, axis=1)) if smooth else -hit
+
+    def row_weights(self, y: mx.array, class_weights: mx.array) -> mx.array:
+        return class_weights[y] if y.ndim == 1 else y @ class_weights
 
     def correct(self, outputs: mx.array, y: mx.array) -> mx.array | None:
         classes = y if y.ndim == 1 else mx.argmax(y, axis=1)

@@ -1,0 +1,176 @@
+"""From a trainer to a checkpoint and back, all or nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from mlx.utils import tree_flatten
+
+from .._types import f32
+from ..checkpoints import (
+    Checkpoint,
+    CheckpointMetadata,
+    OptimizerState,
+    OptimizerTensor,
+    TrainingState,
+    extract_weights,
+    load,
+    save,
+)
+from ..errors import CheckpointError, GoMetalError
+from ..layers import Model
+from ..layers.spec import describe_difference
+from ..optimizers import Optimizer
+from .history import History
+from .run import Run
+from .state import RunState
+from .trainer import Trainer
+
+UNKNOWN_BEST_LOSS = 1e9  # what go-metal writes before any loss is known; JSON has no infinity
+FRAMEWORK = "gometal_mlx"
+
+
+@dataclass(frozen=True)
+class RestoreReport:
+    """What ``restore`` put back, what the checkpoint lacks (so it starts fresh), and what it had no use for."""
+
+    restored: tuple[str, ...]
+    missing: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, *, live: bool, optimizer_state: bool, run: bool) -> Self:
+        """The report for a file with or without a used optimizer state and gometal_mlx's own extras."""
+        exact = ("random state", "history", "data position")
+        fresh = "optimizer state (all zero in the file: fresh)" if optimizer_state else "optimizer state"
+        restored = ("weights", "epoch", "learning rate", *(("optimizer state",) if live else ()))
+        return cls((*restored, *(exact if run else ())), (*(() if live else (fresh,)), *(() if run else exact)))
+
+    def __str__(self) -> str:
+        parts = (("restored", self.restored), ("missing", self.missing), ("ignored", self.ignored))
+        return "; ".join(f"{title}: {', '.join(items)}" for title, items in parts if items)
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer whose whole state goes into a checkpoint and comes back, bit for bit."""
+
+    @property
+    def optimizer_state(self) -> OptimizerState | None:
+        """A copy of the optimizer's state in go-metal's names; None for one (L-BFGS) that go-metal cannot store."""
+        if not self.optimizer.in_go_metal:
+            return None
+        tensors = [OptimizerTensor(n, (a.size,), a, kind) for n, kind, a in self.optimizer.saved_tensors(self._slots())]
+        return OptimizerState(self.optimizer.json_type, self.optimizer.saved_parameters(), tensors)
+
+    def checkpoint(self, description: str = "", tags: Sequence[str] = ()) -> Checkpoint:
+        """Everything needed to go on from here, as numpy copies that later steps do not touch."""
+        best_loss = f32(self.best_loss) if math.isfinite(self.best_loss) else UNKNOWN_BEST_LOSS
+        state = TrainingState(self.epoch, self.step, self.learning_rate, best_loss, f32(self.best_accuracy), self.step)
+        run = self._run or self._pending
+        saved = RunState(
+            config=self.config,
+            carried=self._step.carried(),
+            base_learning_rate=self.base_learning_rate,
+            best_loss=self.best_loss,
+            best_accuracy=self.best_accuracy,
+            history=self.history.records,
+            scheduler=self.scheduler.state_dict() if self.scheduler else {},
+            optimizer=self.optimizer.saved_extras(),
+            run_start=run.start if run else None,
+            data=run.position() if run else None,
+            callbacks=run.callback_states() if run else [],
+        )
+        metadata = CheckpointMetadata.now(description, tags)
+        metadata.framework = FRAMEWORK
+        weights = extract_weights(self.model)
+        return Checkpoint(self.spec, weights, state, self.optimizer_state, metadata, saved.to_extras())
+
+    def save(self, path: str | os.PathLike[str], **options: Any) -> Any:
+        """Write a checkpoint in the format the suffix names; see ``checkpoints.save``."""
+        return save(self.checkpoint(), path, **options)
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str]) -> Self:
+        """A trainer that stands where the file was written; the same ``fit`` call then finishes the run.
+
+        Raises: CheckpointError if the file holds no configuration (only gometal_mlx writes one).
+        """
+        checkpoint = load(path)
+        try:
+            if (run := RunState.from_extras(checkpoint.extras)) is None:
+                raise CheckpointError("holds no trainer configuration; make a ModelTrainer and use restore()")
+            trainer = cls(Model.from_checkpoint(checkpoint), run.config)
+            trainer.restore(checkpoint)
+        except GoMetalError as e:
+            raise type(e)(f"{path}: {e}") from e
+        return trainer
+
+    def restore(self, checkpoint: Checkpoint, *, strict: bool = False) -> RestoreReport:
+        """Take over a checkpoint's weights, optimizer state, counters and random state: all of it, or none.
+
+        What the file lacks starts fresh and is listed as missing. Hyper-parameters stored with the optimizer's state
+        replace the configured ones.
+
+        Args:
+            strict: raise unless everything could be restored.
+        Raises: CheckpointError for another architecture (with the differences) or damaged state.
+        """
+        model = Model.from_checkpoint(checkpoint)
+        if different := describe_difference(self.spec, model.spec):
+            raise CheckpointError(f"restore: the checkpoint holds another architecture: {'; '.join(different)}")
+        run = RunState.from_extras(checkpoint.extras)
+        optimizer = self._new_optimizer()
+        live = self._restore_optimizer(optimizer, checkpoint, run)
+        scheduler = copy.deepcopy(self.scheduler)
+        ignored = [] if scheduler or not (run and run.scheduler) else ["scheduler state (the trainer has no schedule)"]
+        if scheduler and run and run.scheduler:
+            scheduler.load_state_dict(run.scheduler)
+        report = RestoreReport.of(
+            live=live, optimizer_state=checkpoint.optimizer_state is not None, run=run is not None
+        )
+        report = replace(report, ignored=tuple(ignored))
+        if strict and (report.missing or report.ignored):
+            raise CheckpointError(f"restore: not everything could be restored: {report}")
+        step = self._new_step(optimizer, run.carried if run else self._step.carried())
+        # from here on nothing can fail
+        self.model.update({layer.name: dict(model[layer.name]) for layer in model.layers if layer.name in model})
+        state = checkpoint.training_state
+        self.optimizer, self.scheduler, self.epoch, self._run = optimizer, scheduler, state.epoch, None
+        self.best_loss = math.inf if state.best_loss in (0, UNKNOWN_BEST_LOSS) else state.best_loss
+        self.best_accuracy, self._step = state.best_accuracy, step
+        self.base_learning_rate = optimizer.rate if run is None and scheduler is None else self.base_learning_rate
+        self._pending = None
+        if run is not None:
+            self.best_loss, self.best_accuracy, self.history = run.best_loss, run.best_accuracy, History(run.history)
+            self.base_learning_rate = run.base_learning_rate
+            if run.run_start is not None:
+                self._pending = Run(run.run_start, None, [], run.data, run.callbacks)
+        return report
+
+    def _restore_optimizer(self, optimizer: Optimizer, checkpoint: Checkpoint, run: RunState | None) -> bool:
+        """Whether the checkpoint had a state for the optimizer; its learning rate is taken over in any case."""
+        saved, slots = checkpoint.optimizer_state, self._slots()
+        live = False
+        if saved is not None and saved.type != optimizer.json_type:
+            raise CheckpointError(
+                f"restore: the optimizer state is of {saved.type}, the trainer uses {optimizer.json_type}"
+            )
+        if saved is not None:
+            live = optimizer.restore(saved.parameters, saved.state_data, slots)
+        elif not optimizer.in_go_metal and run is not None and run.optimizer:
+            trained = [a.size for _, a in tree_flatten(self.model.trainable_parameters())]
+            optimizer.restore_extras(run.optimizer, sum(trained))
+            live = True
+        optimizer.init(self.model.trainable_parameters())
+        if checkpoint.training_state.learning_rate > 0:
+            optimizer.rate = checkpoint.training_state.learning_rate
+        return live
+
+    def _slots(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """(layer, param, shape) of the learned arrays in go-metal's order, which numbers the optimizer's state."""
+        return [(layer.name, name, param.shape) for layer, name, param in self.model.slots() if param.trainable]
