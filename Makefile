@@ -30,7 +30,8 @@ demo: .venv/demo-installed  ## install, train a CNN on real digits, save three f
 install: .venv/dev-installed  ## install with everything for development
 
 test: .venv/dev-installed  ## install and run all tests
-	$(BIN)/python -m pytest gometal_mlx tests -m 'not interop'
+	$(BIN)/python -m pytest --doctest-modules gometal_mlx
+	$(BIN)/python -m pytest tests -m 'not interop'
 
 test-interop: .venv/interop-installed  ## tests judged by PyTorch (installs it)
 	$(BIN)/python -m pytest tests -m interop

@@ -21,6 +21,8 @@ from ..errors import SpecError
 
 LAYERS: dict[int, type[Layer]] = {}  # LayerType code -> class; filled by Layer.__init_subclass__
 
+FLOAT32_LIMIT = 2.0**128 - 2.0**103  # what rounds to infinity as a float32
+
 Init = Callable[[mx.array | None], mx.array]  # from a random key (None: MLX's global generator) to the first value
 STATISTICS = ("running_mean", "running_var")  # kinds that are stored but neither trained nor counted
 
@@ -101,7 +103,9 @@ class Layer:
     code: ClassVar[int]  # LayerType in go-metal's JSON
     aliases: ClassVar[Mapping[str, str]] = {}  # other spellings of a parameter found in files -> field
     constants: ClassVar[Mapping[str, bool]] = {}  # JSON keys that go-metal writes but that choose nothing here
-    derived_keys: ClassVar[tuple[str, ...]] = ()  # JSON keys computed from the input shape
+    derived_keys: ClassVar[
+        tuple[str, ...]
+    ] = ()  # JSON keys computed from the input shape (``aliases`` may name them, too)
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = ()
     go_metal_limit: ClassVar[str] = ""  # what go-metal itself cannot do with a model that has this layer
 
@@ -124,13 +128,13 @@ class Layer:
         if kind == "bool" and isinstance(value, bool | np.bool_):
             return bool(value)
         if kind != "bool" and isinstance(value, int | float | np.number) and not isinstance(value, bool):
-            if kind == "int" and math.isfinite(value) and int(value) == value:
+            size = abs(value)
+            if kind == "int" and size < 2**53 and int(value) == value:
                 return int(value)
-            with np.errstate(over="ignore"):
-                narrow = f32(value)
-            if kind == "float" and math.isfinite(narrow):
-                return narrow
-        raise self.error(f"{field.name} must be {'an' if kind == 'int' else 'a'} {kind}, got {value!r}")
+            if kind == "float" and size < FLOAT32_LIMIT:
+                return f32(value)  # go-metal's precision; ONNX and safetensors give the same number back
+        article = "an" if kind == "int" else "a"
+        raise self.error(f"{field.name} must be {article} {kind}, got {value!r:.60}")
 
     def error(self, text: str) -> SpecError:
         """A SpecError that names this layer."""
@@ -175,6 +179,12 @@ class Layer:
         return {**typed, **self.constants, **(self.derived(x) if x is not None else {})}
 
     @classmethod
+    def stated(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """What a ``parameters`` map says of the layer's input, under the names of ``derived_keys``."""
+        named = {cls.aliases.get(k, k): v for k, v in parameters.items()}
+        return {k: named[k] for k in cls.derived_keys if k in named}
+
+    @classmethod
     def from_parameters(cls, name: str, parameters: Mapping[str, Any], notes: list[str] | None = None) -> Self:
         """The layer a ``parameters`` map describes.
 
@@ -191,9 +201,9 @@ class Layer:
                 values[field] = value
                 if notes is not None and key != field:
                     notes.append(f"{where}: read {key!r} as {field!r}")
-            elif notes is None and key not in cls.constants and key not in cls.derived_keys and field not in names:
+            elif notes is None and key not in cls.constants and field not in (*cls.derived_keys, *names):
                 raise SpecError(f"{where}: unknown parameter {key!r}{suggest(key, names)}")
-            elif notes is not None and field not in names and key not in (*cls.constants, *cls.derived_keys):
+            elif notes is not None and key not in cls.constants and field not in (*cls.derived_keys, *names):
                 notes.append(f"{where}: ignored the unknown parameter {key!r}")
         missing = [f.name for f in fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
         if missing:

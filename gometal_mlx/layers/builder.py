@@ -74,11 +74,16 @@ class ModelBuilder:
         name: str | None = None,
     ) -> Self:  # fmt: skip
         """Append a BatchNorm layer; ``num_features`` None takes the input's channels."""
-        if num_features is not None and (isinstance(num_features, bool) or num_features < 1):
-            raise SpecError(
-                f"BatchNorm {name!r}: num_features must be at least 1 (or None: from the input), got {num_features}"
-            )
-        return self._add(BatchNorm, name, num_features=num_features or 0, eps=eps, momentum=momentum, affine=affine)
+        if num_features is not None and num_features == 0:
+            raise SpecError(f"BatchNorm {name!r}: num_features must be at least 1 (or None: from the input), got 0")
+        return self._add(
+            BatchNorm,
+            name,
+            num_features=0 if num_features is None else num_features,
+            eps=eps,
+            momentum=momentum,
+            affine=affine,
+        )
 
     def add_dropout(self, rate: float = 0.5, name: str | None = None) -> Self:
         """Append a Dropout layer."""
@@ -88,9 +93,9 @@ class ModelBuilder:
         self, pool_size: int = 2, stride: int | None = None, padding: int = 0, name: str | None = None
     ) -> Self:
         """Append a MaxPool2D layer; ``stride`` None means ``pool_size``."""
-        if stride is not None and stride < 1:
-            raise SpecError(f"MaxPool2D {name!r}: stride must be at least 1 (or None: pool_size), got {stride}")
-        return self._add(MaxPool2D, name, pool_size=pool_size, stride=stride or 0, padding=padding)
+        if stride is not None and stride == 0:
+            raise SpecError(f"MaxPool2D {name!r}: stride must be at least 1 (or None: pool_size), got 0")
+        return self._add(MaxPool2D, name, pool_size=pool_size, stride=0 if stride is None else stride, padding=padding)
 
     def add_softmax(self, axis: int = -1, name: str | None = None) -> Self:
         """Append a Softmax layer."""
@@ -134,7 +139,7 @@ class ModelBuilder:
 
     def _check_derived(self, spec: LayerSpec, layer: Layer) -> None:
         """What a factory says of a layer's input (``input_size``, ``input_channels``) must fit what precedes it."""
-        stated = {k: v for k, v in spec.parameters.items() if k in layer.derived_keys}
+        stated = layer.stated(spec.parameters)
         if not stated:
             return
         shape = (
@@ -169,8 +174,8 @@ class LayerFactory:
     @staticmethod
     def _spec(layer: Layer, **derived: int) -> LayerSpec:
         for key, value in derived.items():
-            if value < 1:
-                raise layer.error(f"{key} must be at least 1, got {value}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise layer.error(f"{key} must be an int of at least 1, got {value!r}")
         return LayerSpec(layer.code, layer.name, {**layer.parameters(), **derived})
 
     def create_dense_spec(

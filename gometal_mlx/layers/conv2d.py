@@ -31,8 +31,8 @@ class Conv2D(Layer):
     """
 
     code: ClassVar[int] = 1
-    aliases = {"out_channels": "output_channels"}
-    derived_keys: ClassVar[tuple[str, ...]] = ("input_channels", "in_channels")
+    aliases = {"out_channels": "output_channels", "in_channels": "input_channels"}
+    derived_keys: ClassVar[tuple[str, ...]] = ("input_channels",)
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Conv",),)
 
     output_channels: int

@@ -35,6 +35,15 @@ class StoredModel(Protocol):
     notes: list[str]
 
 
+class _LayerArrays(nn.Module):
+    """The arrays of one layer; its statistics stay frozen."""
+
+    def unfreeze(self, *args: Any, **kwargs: Any) -> Self:
+        super().unfreeze(*args, **kwargs)
+        self.freeze(keys=[k for k in STATISTICS if k in self], recurse=False)
+        return self
+
+
 class Model(nn.Module):
     """The network that a ModelSpec describes; parameters are named ``<layer>.<param>`` in go-metal's layouts.
 
@@ -51,16 +60,18 @@ class Model(nn.Module):
         super().__init__()
         if not spec.compiled:
             raise SpecError("Model: the spec is not compiled; call ModelBuilder.compile() first")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
+            raise SpecError(f"Model: seed must be an int of at least 0, or None, got {seed!r}")
         self.spec = spec
         layers = spec.typed_layers()
         # set past nn.Module, which would take a tuple for parameters
         object.__setattr__(self, "layers", layers)
         arrays = [layer.params(s.input_shape) for layer, s in zip(layers, spec.layers, strict=True)]
         count = sum(map(len, arrays))
-        keys = iter([None] * count if seed is None else mx.random.split(mx.random.key(seed), max(count, 1)))
+        keys = iter([None] * count if seed is None else mx.random.split(mx.random.key(int(seed)), max(count, 1)))
         for layer, params in zip(layers, arrays, strict=True):
             if params:
-                self[layer.name] = child = nn.Module()
+                self[layer.name] = child = _LayerArrays()
                 for name, param in params.items():
                     child[name] = param.init(next(keys))
         self._freeze_statistics()
@@ -91,8 +102,7 @@ class Model(nn.Module):
     def _freeze_statistics(self) -> None:
         for layer in self.layers:
             if layer.name in self:
-                statistics = [k for k in STATISTICS if k in self[layer.name]]
-                self[layer.name].freeze(keys=statistics, recurse=False)
+                self[layer.name].freeze(keys=[k for k in STATISTICS if k in self[layer.name]], recurse=False)
 
     def __call__(self, x: mx.array, key: mx.array | None = None, dtype: mx.Dtype | None = None) -> mx.array:
         """The output for a batch, NCHW in and out.
@@ -110,11 +120,13 @@ class Model(nn.Module):
 
     @property
     def ends_in_softmax(self) -> bool:
-        """Whether the last layer is a Softmax over the class axis (axis 1 of the output)."""
+        """Whether the last layer is a Softmax over the classes (the output's last axis)."""
         last = self.layers[-1]
         return isinstance(last, Softmax) and last.axis % len(self.spec.output_shape) == len(self.spec.output_shape) - 1
 
     def _run(self, x: mx.array, layers: Sequence[Layer], key: mx.array | None, dtype: mx.Dtype | None) -> mx.array:
+        if not isinstance(x, mx.array):
+            x = mx.array(np.asarray(x, np.float32))
         if tuple(x.shape[1:]) != self.spec.input_shape[1:] or x.ndim != len(self.spec.input_shape):
             raise ShapeError(
                 f"Model: input must be (batch, {str(self.spec.input_shape[1:])[1:-1]}), got {tuple(x.shape)}"

@@ -164,9 +164,13 @@ class ModelSpec:
 
 def check_input_shape(shape: Iterable[int]) -> Shape:
     """The shape as a tuple of plain ints; raises SpecError unless every dimension is at least 1."""
-    dims = tuple(shape)
-    if not dims or any(isinstance(d, bool) or not isinstance(d, int | np.integer) or d < 1 for d in dims):
-        raise SpecError(f"model: input_shape (batch, ...) needs dimensions of at least 1, got {dims}")
+    dims = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else shape
+    if (
+        not isinstance(dims, tuple)
+        or not dims
+        or any(isinstance(d, bool) or not isinstance(d, int | np.integer) or d < 1 for d in dims)
+    ):
+        raise SpecError(f"model: input_shape (batch, ...) needs dimensions of at least 1, got {dims!r}")
     return tuple(int(d) for d in dims)
 
 
@@ -181,7 +185,7 @@ def _name_problem(name: str, taken: Iterable[str]) -> str | None:
         return "it must be a text that is not empty"
     if name in taken:
         return "it is used twice"
-    if "." in name or name.isdecimal():
+    if "." in name or _is_number(name):
         return "MLX splits parameter names at '.' and takes numbers for list positions"
     if name.startswith("_"):
         return "MLX hides parameters whose name begins with '_'"
@@ -194,11 +198,19 @@ def _name_problem(name: str, taken: Iterable[str]) -> str | None:
     return None
 
 
+def _is_number(name: str) -> bool:
+    try:
+        int(name)  # what MLX's tree_unflatten tries
+    except ValueError:
+        return False
+    return True
+
+
 def usable_name(name: str, taken: Iterable[str]) -> str:
     """The name itself where it can be used, else the nearest one that can."""
     clean = "".join(c if c.isprintable() and c != "." else "_" for c in str(name)).lstrip("_") or "layer"
     clean = clean.encode("utf-8", "replace")[: MAX_NAME_BYTES - 6].decode("utf-8", "ignore")
-    if clean.isdecimal() or clean in RESERVED_NAMES:
+    if _is_number(clean) or clean in RESERVED_NAMES:
         clean = f"layer_{clean}"
     tries = (clean if n == 1 else f"{clean}_{n}" for n in range(1, 10**5))
     return name if not _name_problem(name, taken) else next(t for t in tries if not _name_problem(t, taken))
@@ -224,9 +236,9 @@ def normalise(spec: ModelSpec, notes: list[str]) -> ModelSpec:
         layers.append(layer)
     result = ModelSpec.from_layers(layers, shape)
     for old, new in zip(spec.layers, result.layers, strict=True):
-        for key in LAYERS[new.type].derived_keys:
-            if key in old.parameters and key in new.parameters and old.parameters[key] != new.parameters[key]:
-                found = f"{key} = {_go(old.parameters[key])}"
+        for key, value in LAYERS[new.type].stated(old.parameters).items():
+            if value != new.parameters[key]:
+                found = f"{key} = {_go(value)}"
                 notes.append(
                     f"layer {new.name!r}: ignored {found}, its input {new.input_shape} gives {new.parameters[key]}"
                 )
@@ -263,8 +275,8 @@ def _go(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, float | np.floating):
-        exponent = math.floor(math.log10(abs(float(value)))) if value else 0
-        if -5 < exponent < 21:
+        scientific = np.format_float_scientific(value, unique=True, trim="-", exp_digits=2)
+        if -5 < int(scientific.partition("e")[2]) < 6:
             return np.format_float_positional(value, unique=True, trim="-")
-        return np.format_float_scientific(value, unique=True, trim="-", exp_digits=2)
+        return scientific
     return "<nil>" if value is None else str(value)

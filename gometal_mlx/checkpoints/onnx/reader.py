@@ -279,6 +279,8 @@ class _Walk:
         layers: list[Layer] = []
         arrays: dict[str, FloatArray] = {}
         left = len(graph.nodes)
+        if all(n.op == "Identity" for n in graph.nodes):
+            raise UnsupportedError("the graph only hands its input on; there is no layer in it")
         while tensor != graph.output:
             layer, params, nodes = self._next(tensor, shape)
             layers.append(layer.resolve(shape))
@@ -290,8 +292,6 @@ class _Walk:
                 raise CheckpointError("the graph runs in a circle")
         if graph.consumers[tensor]:
             raise UnsupportedError(f"{graph.consumers[tensor][0]}: uses the graph's output; branches are not supported")
-        if not layers:
-            raise UnsupportedError("the graph only hands its input on; there is no layer in it")
         spec = ModelSpec.from_layers(layers, graph.input_shape)
         weights = []
         slots = [
