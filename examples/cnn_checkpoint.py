@@ -41,11 +41,11 @@ gm.save(checkpoint, "cnn_checkpoint.json")
 
 loaded = gm.load("cnn_checkpoint.json")
 print(loaded)
-print(f"description  {loaded.metadata.description!r}, tags {loaded.metadata.tags}, written {loaded.metadata.created_at}")
+print(f"metadata     {loaded.metadata.description!r}, tags {loaded.metadata.tags}, {loaded.metadata.created_at}")
 print(f"training     epoch {loaded.training_state.epoch}, step {loaded.training_state.step}")
 print(f"optimizer    {loaded.optimizer_state.type}, {len(loaded.optimizer_state.state_data)} state tensors")
 for weight in loaded.weights:
     print(f"weight       {weight.name:<14} {weight.shape!s:<16} {weight.type}")
 resumed = gm.ModelTrainer.resume("cnn_checkpoint.json")
-assert np.array_equal(resumed.predict(x[256:]), trainer.predict(x[256:])), "the resumed trainer must be where we stopped"
+assert np.array_equal(resumed.predict(x[256:]), trainer.predict(x[256:])), "must be where we stopped"
 print("resumed at epoch", resumed.epoch)

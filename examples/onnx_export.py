@@ -18,7 +18,7 @@ history = trainer.fit((x, labels), epochs=5)
 print("loss", " ".join(f"{loss:.4f}" for loss in history["loss"]))
 
 report = trainer.save("mlp.onnx")
-print(f"proven before it was put in place: relative difference {report.relative_difference:.1e} at batches {report.batch_sizes}")
+print(f"proven at batches {report.batch_sizes}: relative difference {report.relative_difference:.1e}")
 
 session = onnxruntime.InferenceSession("mlp.onnx", providers=["CPUExecutionProvider"])
 logits = session.run(["output"], {"input": x[:5]})[0]

@@ -22,16 +22,13 @@ class PrintEpochs(Callback):
 
     def on_epoch_end(self, event: Event) -> None:
         """Print what the epoch gave."""
-        print(f"Epoch {event.epoch}/{event.epochs}  loss {event.metrics['loss']:.4f}  accuracy {event.metrics['accuracy']:.2%}")
+        loss, accuracy = event.metrics["loss"], event.metrics["accuracy"]
+        print(f"Epoch {event.epoch}/{event.epochs}  loss {loss:.4f}  accuracy {accuracy:.2%}")
 
 
 x, y = make_data(2000)
 spec = (
-    gm.ModelBuilder((32, 784))
-    .add_dense(128, True, "hidden1")
-    .add_relu("relu1")
-    .add_dense(10, True, "output")
-    .compile()
+    gm.ModelBuilder((32, 784)).add_dense(128, True, "hidden1").add_relu("relu1").add_dense(10, True, "output").compile()
 )
 print(spec.summary())
 trainer = gm.ModelTrainer(spec, gm.TrainerConfig(batch_size=32, learning_rate=0.001, optimizer_type="Adam", seed=1))

@@ -7,16 +7,23 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+FLOAT32_LIMIT = 2.0**128 - 2.0**103  # from here on numbers round to infinity
+
 Shape = tuple[int, ...]
 Params = MutableMapping[str, mx.array]
 FloatArray = npt.NDArray[np.float32]
+
+
+def fits_float32(value: Any) -> bool:
+    """Whether a real number is finite as a float32."""
+    return bool(-FLOAT32_LIMIT < (value if isinstance(value, int) else float(value)) < FLOAT32_LIMIT)
 
 
 def f32(value: float | np.number[Any]) -> float:
     """The shortest decimal that stands for the value's float32: 0.1, not 0.10000000149.
 
     Every number that files keep as float32 passes through here once, so that what was typed, stored and read again is
-    the same number.
+    the same number. The value must fit (``fits_float32``).
     """
     return float(str(np.float32(value)))
 

@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises: CheckpointError naming the path where the system refuses (no folder, no permission, disk full).
     """
     path = Path(os.path.realpath(path))  # a link stays a link; its target is replaced
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(f".{path.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(6)}.tmp")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as e:

@@ -12,9 +12,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .._types import FloatArray, Shape
+from .._types import FloatArray, Shape, fits_float32
 from ..errors import CheckpointError, SpecError
 from ..layers import Model, ModelSpec
+from .go_time import go_time
 
 ZERO_TIME = "0001-01-01T00:00:00Z"  # Go's zero time; every file of go-metal's CheckpointManager carries it
 EXTRAS_VERSION = 1
@@ -100,7 +101,7 @@ class CheckpointMetadata:
     @classmethod
     def now(cls, description: str = "", tags: Iterable[str] = ()) -> CheckpointMetadata:
         """Metadata stamped with the present time, UTC."""
-        stamp = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        stamp = go_time(datetime.now(UTC).isoformat(timespec="microseconds"))
         return cls(created_at=stamp, description=description, tags=list(tags))
 
 
@@ -152,8 +153,8 @@ class Checkpoint:
         for where, data in extra_arrays(self.extras):
             check_finite(data, where)
         for name in ("learning_rate", "best_loss", "best_accuracy"):
-            if not math.isfinite(value := getattr(self.training_state, name)):
-                raise CheckpointError(f"training_state.{name}: NaN and infinity cannot be stored, got {value}")
+            if not fits_float32(value := getattr(self.training_state, name)):
+                raise CheckpointError(f"training_state.{name}: a finite float32 is needed, got {value}")
 
     def __repr__(self) -> str:
         state = self.training_state

@@ -13,7 +13,7 @@ import math
 import re
 import secrets
 from collections.abc import Callable
-from fractions import Fraction
+from decimal import Decimal
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,7 +28,7 @@ Write = Callable[[bytes], object]
 PRINT_CHUNK = 1 << 14  # numbers printed at a time: their text stays in the processor's cache
 BLOCK = 1 << 20  # bytes read and parsed at a time
 LONG_ARRAY = 256  # bytes from which an array of numbers is worth a parser of its own
-KEPT_TEXT = 1 << 16  # bytes up to which a long array's text is kept, for fields that want integers
+KEPT_TEXT = 1 << 16  # bytes up to which a long array's text is kept, in case it is no tensor
 MAX_STRUCTURE = 1 << 26  # bytes of everything but long arrays; a checkpoint has a few thousand
 
 # ---------------------------------------------------------------------------------------------------------- printing
@@ -251,9 +251,9 @@ def _no_number(item: Any) -> Any:
 def _round_once(literal: str, wide: float) -> np.float32:
     with np.errstate(over="ignore", under="ignore"):
         narrow = np.float32(wide)
-    if math.isfinite(wide) and len(literal) < 1000 and _between(wide, narrow):
+    if math.isfinite(wide) and _between(wide, narrow):
         low, high = sorted((narrow, np.nextafter(narrow, np.float32(np.copysign(np.inf, wide - float(narrow))))))
-        exact, middle = Fraction(literal), Fraction(wide)
+        exact, middle = Decimal(literal), Decimal(wide)
         if exact != middle:  # on the middle itself both ways round to even
             narrow = high if exact > middle else low
     if not np.isfinite(narrow):
@@ -323,6 +323,7 @@ class _Splitter:
     _TOKEN = re.compile(rb'["\[]')
     _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
     _START = re.compile(rb"\[[\s\d.,eE+\-nul]{%d}" % LONG_ARRAY)
+    _KEY = re.compile(rb'"data"\s{0,64}:\s{0,64}\Z', re.IGNORECASE)  # tensors' numbers, the only ones worth it
 
     def __init__(self, where: str, irregular: set[int]) -> None:
         self._where, self._irregular = where, irregular
@@ -345,7 +346,7 @@ class _Splitter:
                     continue
             elif token and (len(self._window) - start > LONG_ARRAY or self._eof):
                 scan = start + 1
-                if self._START.match(self._window, start) and self._offset + start not in self._irregular:
+                if self._is_tensor(start):
                     self._emit(start)
                     if not self._array():
                         return
@@ -356,6 +357,12 @@ class _Splitter:
                 self._emit(len(self._window))
                 return
             scan = 0
+
+    def _is_tensor(self, start: int) -> bool:
+        if self._offset + start in self._irregular or not self._START.match(self._window, start):
+            return False
+        before = self._window[max(self._at, start - 140) : start]
+        return bool(self._KEY.search(before if len(before) == 140 else b"".join(self._pieces[-2:])[-140:] + before))
 
     def _emit(self, end: int) -> None:
         self._pieces.append(self._window[self._at : end])
@@ -384,25 +391,32 @@ class _Splitter:
         self._at += 1
         closed = False
         while not closed:
-            close = self._window.find(b"]", self._at)
-            closed = 0 <= close <= self._at + 2 * BLOCK
-            end = close if closed else self._window.rfind(b",", self._at, self._at + BLOCK)
+            end = self._cut()
             if end < 0:
-                if not self._more():
-                    raise CheckpointError(
-                        f"{self._where}: broken JSON at byte {begin}: the array does not end; the file is truncated"
-                    )
-                continue
+                if self._more():
+                    continue
+                end = len(self._window)  # the array does not end; the parser of the structure will say so
+            closed = end == len(self._window) or self._window[end] == 0x5D
             try:
                 numbers.feed(self._window[self._at : end], last=closed)
-            except ValueError:
+            except (ValueError, RecursionError):
                 self.irregular_at = begin
                 return False
-            self._at = end + 1
+            self._at = min(end + 1, len(self._window))
         self._pieces.append(f'"{self._marker}{len(self._arrays)}"'.encode())
         self._arrays.append(numbers)
         self._spans.append((begin, self._offset + self._at))
         return True
+
+    def _cut(self) -> int:
+        """Where the array's next piece ends, at a comma or the closing bracket; -1 if that is not in the window."""
+        close = self._window.find(b"]", self._at)
+        if 0 <= close <= self._at + 2 * BLOCK:
+            return close
+        comma = self._window.rfind(b",", self._at, self._at + BLOCK)
+        if comma < 0:
+            comma = self._window.find(b",", self._at, close if close >= 0 else len(self._window))
+        return close if comma < 0 else comma
 
     def value(self) -> tuple[Any, bool]:
         skeleton = b"".join(self._pieces)
@@ -415,6 +429,7 @@ class _Splitter:
         text = skeleton.decode("utf-8", "gometal_mlx.go")
         try:
             value, end = _load_text(text)
+            value = self._unmark(value)
         except json.JSONDecodeError as e:
             at = self._origin(len(text[: e.pos].encode("utf-8", "surrogatepass")))
             raise CheckpointError(
@@ -424,7 +439,7 @@ class _Splitter:
             raise CheckpointError(f"{self._where}: broken JSON: {e}; the file is damaged") from e
         except RecursionError as e:
             raise CheckpointError(f"{self._where}: nested too deeply to be a checkpoint") from e
-        return self._unmark(value), bool(text[end:].strip())
+        return value, bool(text[end:].strip())
 
     def _origin(self, at: int) -> int:
         """The byte in the file for a byte of the text in which markers stand for the long arrays."""

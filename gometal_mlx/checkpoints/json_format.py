@@ -16,8 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .._types import Shape
-from ..errors import CheckpointError
+from ..errors import CheckpointError, GoMetalError
 from ..layers import LayerSpec, ModelSpec
 from .atomic import replacing
 from .checkpoint import (
@@ -53,8 +52,8 @@ def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
                     write(tree, file)
             else:
                 write(tree, raw)
-    except CheckpointError as e:
-        raise e if str(path) in str(e) else CheckpointError(f"{path}: not saved: {e}") from e
+    except GoMetalError as e:
+        raise e if str(path) in str(e) else type(e)(f"{path}: not saved: {e}") from e
 
 
 def write(tree: dict[str, Any], file: Any) -> None:
@@ -116,7 +115,7 @@ def _spec_tree(s: ModelSpec) -> dict[str, Any]:
     return {
         "layers": [_layer_tree(x) for x in s.layers] or _empty(s, "layers", default=[]),
         "total_parameters": s.total_parameters,
-        "parameter_shapes": _lists(s.parameter_shapes) or _empty(s, "parameter_shapes", default=[]),
+        "parameter_shapes": _lists(s) or _empty(s, "parameter_shapes", default=[]),
         "input_shape": list(s.input_shape) or _empty(s, "input_shape", default=[]),
         "output_shape": list(s.output_shape) or _empty(s, "output_shape", default=[]),
         "compiled": s.compiled,
@@ -130,9 +129,14 @@ def _layer_tree(s: LayerSpec) -> dict[str, Any]:
         "parameters": _sorted_map(s.parameters) or _empty(s, "parameters", default={}),
         "input_shape": list(s.input_shape),
         "output_shape": list(s.output_shape),
-        "parameter_shapes": _lists(s.parameter_shapes),
+        "parameter_shapes": _lists(s),
         "parameter_count": s.parameter_count,
-        "running_statistics": _sorted_map(s.running_statistics),
+        "running_statistics": _sorted_map(
+            {
+                k: None if f"running_statistics.{k}" in s.nulls and not v.size else v
+                for k, v in s.running_statistics.items()
+            }
+        ),
     }
     return {k: v for k, v in tree.items() if v or k in ("type", "name", "parameters")}
 
@@ -177,8 +181,9 @@ def _sorted_map(m: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _sorted_map(m[k]) if isinstance(m[k], dict) else m[k] for k in keys}
 
 
-def _lists(shapes: tuple[Shape, ...]) -> list[list[int]]:
-    return [list(s) for s in shapes]
+def _lists(s: LayerSpec | ModelSpec) -> list[list[int] | None]:
+    nulls = s.nulls
+    return [None if not x and f"parameter_shapes[{i}]" in nulls else list(x) for i, x in enumerate(s.parameter_shapes)]
 
 
 # ----------------------------------------------------------------------------------------------------------- reading

@@ -6,7 +6,7 @@ Source: go-metal checkpoints/checkpoint.go (structs and their JSON tags, ensureB
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -45,10 +45,24 @@ def from_value(value: Any, where: str, arrays: Callable[[str, str], FloatArray] 
 
 Decode = Callable[[Any, str], Any]
 
+STRUCTS = ("training_state", "metadata")  # what Go holds by value: null leaves it as it is
+
 
 def _fold(key: str) -> str:
     """Go's folding: letter by letter (so that a sharp s does not match ss)."""
     return "".join(f if len(f := c.casefold()) == 1 else c for c in key)
+
+
+def _nulls(fields: Mapping[str, Decode], found: Mapping[str, Any]) -> Iterator[str]:
+    """The fields that are null or absent, and the null items of lists and maps: Go writes those as null again."""
+    for name in fields:
+        value = found.get(name)
+        if value is None:
+            yield name
+        elif isinstance(value, Object):
+            yield from (f"{name}.{k}" for k, v in value if v is None)
+        elif isinstance(value, list):
+            yield from (f"{name}[{i}]" for i, v in enumerate(value) if v is None)
 
 
 class _Reader:
@@ -77,10 +91,14 @@ class _Reader:
                 self.notes.append(f"{path}: ignored the unknown key {key!r}")
             elif isinstance(item, Object) and isinstance(found.get(name), Object):
                 found[name] = Object(found[name] + item)  # Go merges the second object into the first
-            elif item is not None or name not in found or isinstance(found[name], list | Numbers):
+            elif (
+                item is not None
+                or name not in found
+                or (name not in STRUCTS and isinstance(found[name], list | Numbers))
+            ):
                 found[name] = item
         values = {name: read(found.get(name), f"{path}.{name}") for name, read in fields.items()}
-        return values, frozenset(name for name in fields if found.get(name) is None) | {"read"}
+        return values, frozenset(_nulls(fields, found)) | {"read"}
 
     def integer(self, value: Any, path: str) -> int:
         if value is None:
@@ -146,7 +164,7 @@ class _Reader:
             return {}
         if not isinstance(value, Object):
             raise self.error(path, f"an object is needed, got {_kind(value)}")
-        return {k: read(v, f"{path}.{k}") for k, v in value}
+        return {k: read(v, f"{path}.{k}" if k.isprintable() else f"{path}.{k!r:.60}") for k, v in value}
 
     def anything(self, value: Any, path: str) -> Any:
         """A value of a map that holds any type: numbers become float64 (whole ones int, which prints alike)."""
@@ -175,6 +193,8 @@ class _Reader:
             return data.reshape(values[ARRAY_MARK])
         if isinstance(value, Object):
             return self.mapping(value, path, self.extra)
+        if isinstance(value, Number) and value.is_integer and value != "-0" and len(value) < 400:
+            return int(value)  # exactly, however large
         return self.items(value, path, self.extra) if isinstance(value, list) else self.anything(value, path)
 
     # ----------------------------------------------------------------------------------------------------- structs

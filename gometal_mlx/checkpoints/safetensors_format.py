@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .._types import FloatArray
-from ..errors import CheckpointError
+from ..errors import CheckpointError, GoMetalError
 from . import json_format, json_reader
 from .atomic import replacing
 from .checkpoint import Checkpoint, check_finite, extra_arrays
@@ -39,8 +39,8 @@ def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
         json_format.write(json_format.to_tree(checkpoint, extras=extras, data=False), text)
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"format": "mlx", METADATA_KEY: text.getvalue().decode()})
-    except CheckpointError as e:
-        raise e if str(path) in str(e) else CheckpointError(f"{path}: not saved: {e}") from e
+    except GoMetalError as e:
+        raise e if str(path) in str(e) else type(e)(f"{path}: not saved: {e}") from e
     except SafetensorError as e:
         raise CheckpointError(f"{path}: not saved: {e}; the file is as it was") from e
 
@@ -51,6 +51,8 @@ def _tensors(c: Checkpoint, *, extras: bool) -> dict[str, FloatArray]:
     named += list(extra_arrays(c.extras)) if extras else []
     tensors: dict[str, FloatArray] = {}
     for name, data in named:
+        if name == "__metadata__":
+            raise CheckpointError("tensor '__metadata__': safetensors keeps that name for itself; rename the layer")
         if name in tensors:
             raise CheckpointError(f"tensor {name!r} stands twice; safetensors needs unique names, JSON does not")
         tensors[name] = np.ascontiguousarray(data)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.atomic import replacing
-from ..errors import CheckpointError
+from ..errors import CheckpointError, GoMetalError
 from ..inference import Predictor
 
 
@@ -26,10 +26,16 @@ def run(args: argparse.Namespace) -> int:
     """Predict; print one row a line, or write an array."""
     predictor = Predictor(args.file)
     try:
-        inputs = np.load(args.input, allow_pickle=False)
+        with open(args.input, "rb") as file:
+            inputs = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
         raise CheckpointError(f"{args.input}: no readable .npy file: {e}") from e
-    predictions = predictor.predict(inputs)
+    if inputs.dtype.kind not in "iubf":
+        raise CheckpointError(f"{args.input}: numbers are needed, got {inputs.dtype}")
+    try:
+        predictions = predictor.predict(inputs)
+    except GoMetalError as e:
+        raise type(e)(f"{args.input}: {e}") from e
     if args.out is None:
         for row in predictions.reshape(len(predictions), -1):
             print(" ".join(f"{v:.6g}" for v in row))

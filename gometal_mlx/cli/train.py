@@ -12,7 +12,7 @@ import numpy as np
 
 from ..checkpoints import load
 from ..data import ArrayDataset, load_digits
-from ..errors import GoMetalError, SpecError
+from ..errors import GoMetalError, ShapeError, SpecError
 from ..inference import Predictor
 from ..layers import ModelBuilder, ModelSpec
 from ..training import ModelTrainer, OptimizerType, ProgressPrinter, TrainerConfig
@@ -41,6 +41,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, save, check, print the table."""
+    if not 0 <= args.seed < 2**63:
+        raise SpecError(f"--seed must be from 0 to 2**63 - 1, got {args.seed}")
     train, test = _data(args.data, images=args.model == "cnn", seed=args.seed)
     classes = int(max(train.y.max(), test.y.max())) + 1
     spec = (build_cnn if args.model == "cnn" else build_mlp)(train.x.shape[1:], classes, args.batch_size)
@@ -105,13 +107,19 @@ def _data(source: str, *, images: bool, seed: int) -> tuple[ArrayDataset, ArrayD
     if source == "digits":
         return load_digits(images=images, seed=0)
     try:
-        with np.load(source, allow_pickle=False) as file:
-            x, y = file["x"], file["y"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        with zipfile.ZipFile(source) as archive:
+            x, y = (np.lib.format.read_array(archive.open(f"{k}.npy"), allow_pickle=False) for k in ("x", "y"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise SpecError(f"--data {source}: 'digits' or an .npz file with arrays x and y needed: {e}") from e
-    data = ArrayDataset(x, y)
-    if data.y.dtype != np.int32 or data.y.ndim != 1 or len(data) < 5:
-        raise SpecError(f"--data {source}: y must be at least 5 class numbers, got {y.dtype} of shape {y.shape}")
+    if x.dtype.kind not in "iubf" or y.dtype.kind not in "iu" or y.ndim != 1 or len(y) < 5:
+        kinds = f"{x.dtype} {x.shape} and {y.dtype} {y.shape}"
+        raise SpecError(f"--data {source}: x must be numbers, y at least 5 class numbers, got {kinds}")
+    if y.min() < 0 or y.max() < 1:
+        raise SpecError(f"--data {source}: y must have classes from 0 to at least 1, got {y.min()} to {y.max()}")
+    try:
+        data = ArrayDataset(x, y)
+    except ShapeError as e:
+        raise ShapeError(f"--data {source}: {e}") from e
     order = np.random.default_rng(seed).permutation(len(data))
     cut = max(1, len(data) // 5)
     return ArrayDataset(data.x[order[cut:]], data.y[order[cut:]]), ArrayDataset(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .._types import FloatArray
 from ..checkpoints import Checkpoint, load
+from ..errors import GoMetalError
 from ..layers import Model, ModelSpec
 from ..training.config import LossFunction
 from ..training.losses import LOSSES
@@ -31,6 +32,12 @@ class Predictor:
         self, source: Checkpoint | str | os.PathLike[str], loss_function: LossFunction | str | int | None = None
     ) -> None:
         checkpoint = source if isinstance(source, Checkpoint) else load(source)
+        try:
+            self._build(checkpoint, loss_function)
+        except GoMetalError as e:
+            raise e if isinstance(source, Checkpoint) else type(e)(f"{source}: {e}") from e
+
+    def _build(self, checkpoint: Checkpoint, loss_function: LossFunction | str | int | None) -> None:
         self.model = Model.from_checkpoint(checkpoint)
         self.notes = checkpoint.notes
         if loss_function is None:

@@ -16,12 +16,10 @@ from typing import Any, ClassVar, Protocol, Self
 import mlx.core as mx
 import numpy as np
 
-from .._types import FloatArray, Params, Shape, f32
+from .._types import FloatArray, Params, Shape, f32, fits_float32
 from ..errors import SpecError
 
 LAYERS: dict[int, type[Layer]] = {}  # LayerType code -> class; filled by Layer.__init_subclass__
-
-FLOAT32_LIMIT = 2.0**128 - 2.0**103  # what rounds to infinity as a float32
 
 Init = Callable[[mx.array | None], mx.array]  # from a random key (None: MLX's global generator) to the first value
 STATISTICS = ("running_mean", "running_var")  # kinds that are stored but neither trained nor counted
@@ -127,12 +125,11 @@ class Layer:
         kind = str(field.type)
         if kind == "bool" and isinstance(value, bool | np.bool_):
             return bool(value)
-        if kind != "bool" and isinstance(value, int | float | np.number) and not isinstance(value, bool):
-            size = abs(value)
-            if kind == "int" and size < 2**53 and int(value) == value:
-                return int(value)
-            if kind == "float" and size < FLOAT32_LIMIT:
-                return f32(value)  # go-metal's precision; ONNX and safetensors give the same number back
+        real = isinstance(value, int | float | np.number) and not isinstance(value, bool) and fits_float32(value)
+        if real and kind == "int" and abs(int(value)) < 2**31 and int(value) == value:
+            return int(value)
+        if real and kind == "float":
+            return f32(value)  # go-metal's precision; ONNX and safetensors give the same number back
         article = "an" if kind == "int" else "a"
         raise self.error(f"{field.name} must be {article} {kind}, got {value!r:.60}")
 

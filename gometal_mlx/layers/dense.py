@@ -71,7 +71,7 @@ class Dense(Layer):
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
         at = 1 if m.ops[0] == "Flatten" else 0
-        if at and m.attr(0, "axis", 1) % (len(m.input_shape) + 1) != 1:
+        if at and m.attr(0, "axis", 1) not in (1, 1 - len(m.input_shape)):
             raise m.refuse(0, f"Flatten must keep the batch axis (axis 1), got axis {m.attr(0, 'axis', 1)}")
         if not at and len(m.input_shape) != 2 and not m.from_gometal:
             raise m.refuse(at, f"input of rank {len(m.input_shape)}; a Dense layer needs rank 2 or a Flatten before it")
@@ -98,7 +98,9 @@ def _gemm(m: Match, at: int, consts: list[FloatArray]) -> tuple[FloatArray, Floa
         raise m.refuse(at, "transA = 1 multiplies the transposed batch")
     weight = consts[0].T if m.attr(at, "transB", 0) else consts[0]
     alpha, beta = np.float32(m.attr(at, "alpha", 1.0)), np.float32(m.attr(at, "beta", 1.0))
-    return weight if alpha == 1 else alpha * weight, beta * consts[1] if len(consts) > 1 else None
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever reads the weights checks that they are finite
+        bias = beta * consts[1] if len(consts) > 1 else None
+        return weight if alpha == 1 else alpha * weight, bias
 
 
 def _oriented(m: Match, at: int, weight: FloatArray) -> FloatArray:

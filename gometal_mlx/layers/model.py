@@ -184,7 +184,8 @@ class Model(nn.Module):
             if not np.isfinite(value).all():
                 raise CheckpointError(f"{layer.name}.{name}: NaN or infinity in the weights; train or save them again")
         for layer, name, _ in slots:
-            self[layer.name][name] = mx.array(np.asarray(chosen[f"{layer.name}.{name}"], np.float32))
+            value = np.ascontiguousarray(chosen[f"{layer.name}.{name}"], np.float32)
+            self[layer.name][name] = mx.array(value)  # in C order, or MLX would add in another order
 
 
 def _match_learned(

@@ -17,6 +17,7 @@ from .base import LAYERS, Layer
 from .registry import LayerType, type_name
 
 MAX_ELEMENTS = 2**40  # a model of more parameters than this is a damaged or hostile file, not a model
+MAX_ROW = 2**28  # numbers that one row may become between two layers: 1 GB
 MAX_NAME_BYTES = 64  # go-metal's engine cuts longer names off
 # "step" and "learning_rate" are keys of every MLX optimizer's state tree, beside the layers' own
 RESERVED_NAMES = ("step", "learning_rate")
@@ -102,6 +103,9 @@ class ModelSpec:
                 shapes = tuple(p.shape for p in layer.params(shape).values() if p.trainable)
             except (SpecError, ShapeError) as e:
                 raise type(e)(f"layer {i + 1} of {len(layers)}: {e}") from e
+            if (row := max(math.prod(shape[1:]), math.prod(output[1:]))) > MAX_ROW:
+                told = f"{given.name!r} would have {row} numbers a row, more than {MAX_ROW}; a size is wrong"
+                raise ShapeError(f"layer {i + 1} of {len(layers)}: {told}")
             if (count := sum(math.prod(s) for s in shapes)) > MAX_ELEMENTS:
                 raise SpecError(
                     f"layer {i + 1} of {len(layers)}: {given.name!r} would have {count} parameters; a size is wrong"

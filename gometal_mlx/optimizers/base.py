@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from .._types import FloatArray, Params, Shape, f32, number
+from .._types import FloatArray, Params, Shape, f32, fits_float32
 from ..errors import CheckpointError, SpecError
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}  # json_type -> class; filled by Optimizer.__init_subclass__
@@ -76,21 +76,24 @@ class Optimizer(optim.Optimizer):
         super().__init__()
         self.hyper_names = tuple(hyper)
         for name, value in hyper.items():
-            setattr(self, name, value if isinstance(value, bool) else self._checked(name, value))
+            setattr(self, name, self._checked(name, value))
         if self.uses_learning_rate:
             schedule = learning_rate if callable(learning_rate) else None
             self._maybe_schedule("learning_rate", schedule or self._checked("learning_rate", learning_rate))
 
-    def _checked(self, name: str, value: Any) -> float:
+    def _checked(self, name: str, value: Any) -> Any:
+        """The hyper-parameter as the annotated type, in float32's precision; SpecError if out of range."""
+        kind = type(self).__annotations__.get(name, "float")
+        if kind == "bool":
+            if not isinstance(value, bool | np.bool_):
+                raise SpecError(f"{self.json_type}: {name} must be True or False, got {value!r}")
+            return bool(value)
         text, allowed = _RANGES[name]
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float | np.number)
-            or not math.isfinite(value)
-            or not allowed(value)
-        ):
-            raise SpecError(f"{self.json_type}: {name} must be {text}, got {value!r}")
-        return int(value) if isinstance(value, int) else f32(value)
+        real = isinstance(value, int | float | np.number) and not isinstance(value, bool) and fits_float32(value)
+        number = (int(value) if kind == "int" and value == int(value) else f32(value)) if real else None
+        if number is None or not allowed(number) or (kind == "int" and not isinstance(number, int)):
+            raise SpecError(f"{self.json_type}: {name} must be {text}, got {value!r:.60}")
+        return number
 
     def slots(self) -> tuple[str, ...]:
         """The state arrays kept for each parameter, by go-metal's ``state_type``, in file order."""
@@ -106,12 +109,13 @@ class Optimizer(optim.Optimizer):
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: Params) -> mx.array:
         lr: mx.array = self.state["learning_rate"] if self.uses_learning_rate else mx.array(0.0)
-        return self.rule(parameter, gradient, state, self.step.astype(mx.float32), lr)
+        # the rate is float32; weights stay what they are
+        return self.rule(parameter, gradient, state, self.step.astype(mx.float32), lr).astype(parameter.dtype)
 
     @property
     def rate(self) -> float:
         """The learning rate as a number; 0 for an optimizer that uses none, where setting it does nothing."""
-        return f32(number(self.state["learning_rate"])) if self.uses_learning_rate else 0.0
+        return f32(float(self.state["learning_rate"].item())) if self.uses_learning_rate else 0.0
 
     @rate.setter
     def rate(self, value: float) -> None:
@@ -154,7 +158,8 @@ class Optimizer(optim.Optimizer):
         step = parameters.get("step_count", 0)
         if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step < 2**63 or step != int(step):
             raise CheckpointError(f"optimizer_state.parameters.step_count: a count is needed, got {step!r}")
-        given = {k: v for k, v in parameters.items() if k in (*self.hyper_names, "learning_rate")}
+        given = {k: getattr(self, k) for k in self.hyper_names}
+        given |= {k: v for k, v in parameters.items() if k in (*self.hyper_names, "learning_rate")}
         if not self.uses_learning_rate or given.get("learning_rate") == 0:
             given.pop("learning_rate", None)  # 0: go-metal's zero value, not a rate
         try:

@@ -27,6 +27,7 @@ class Event:
         batches: batches in an epoch.
         result: of the step, in on_step_end; reading its numbers waits for them.
         metrics: of the epoch, in on_epoch_end.
+        error: what ended fit, in on_interrupt; None for Ctrl-C and SIGTERM.
     """
 
     trainer: Trainer
@@ -36,6 +37,7 @@ class Event:
     batches: int = 0
     result: TrainingResult | None = None
     metrics: Mapping[str, Any] | None = None
+    error: BaseException | None = None
 
 
 class Callback:
@@ -52,6 +54,9 @@ class Callback:
 
     def on_epoch_end(self, event: Event) -> None:
         """After the epoch's training and validation."""
+
+    def on_interrupt(self, event: Event) -> None:
+        """When Ctrl-C, SIGTERM or an error ends fit before its last epoch."""
 
     def on_fit_end(self, event: Event) -> None:
         """After the last epoch, also when fit ends early."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Self, TypeVar
 
-from .._types import f32
+import numpy as np
+
+from .._types import f32, fits_float32
 from ..errors import SpecError
 from ..layers.base import suggest
 from .schedulers import LRScheduler, make_scheduler
@@ -178,9 +179,9 @@ class TrainerConfig:
             wanted = "MeanSquaredError, MeanAbsoluteError or Huber" if regression else "a cross-entropy"
             raise SpecError(f"TrainerConfig: {loss} does not fit {self.problem_type}; use {wanted}")
         for name, (needed, allowed) in _INTEGERS.items():
-            self._check(name, int, needed, allowed)
+            self._check(name, True, needed, allowed)
         for name, (needed, allowed) in _NUMBERS.items():
-            self._check(name, (int, float), needed, allowed)
+            self._check(name, False, needed, allowed)
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise SpecError(f"TrainerConfig: {name} must be True or False, got {getattr(self, name)!r}")
@@ -188,6 +189,8 @@ class TrainerConfig:
             raise SpecError(f"TrainerConfig: precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         self._check_lists()
         if self.scheduler is not None and not isinstance(self.scheduler, LRScheduler):
+            if not isinstance(self.scheduler, Mapping):
+                raise SpecError(f"TrainerConfig: scheduler must be an LRScheduler, got {self.scheduler!r:.60}")
             self._put("scheduler", make_scheduler(self.scheduler))
         if self.optimizer_type == OptimizerType.LBFGS and (self.use_mixed_precision or self.accumulation_steps > 1):
             raise SpecError("TrainerConfig: LBFGS works on one float32 batch; no mixed precision, no accumulation")
@@ -195,25 +198,31 @@ class TrainerConfig:
     def _put(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
-    def _check(self, name: str, kind: Any, needed: str, allowed: Callable[[Any], bool]) -> None:
-        if (value := getattr(self, name)) is None:
+    def _check(self, name: str, whole: bool, needed: str, allowed: Callable[[Any], bool]) -> None:
+        value = getattr(self, name)
+        if value is None and type(self).__dataclass_fields__[name].default is None:
             return
-        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or not allowed(value):
-            raise SpecError(f"TrainerConfig: {name} must be {needed}, got {value!r}")
-        if isinstance(value, float):
-            self._put(name, f32(value))
+        kinds = (int, np.integer) if whole else (int, float, np.number)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not (whole or fits_float32(value)):
+            raise SpecError(f"TrainerConfig: {name} must be {needed}, got {value!r:.60}")
+        number = int(value) if whole else f32(value)
+        if not allowed(number):
+            raise SpecError(f"TrainerConfig: {name} must be {needed}, got {value!r:.60}")
+        self._put(name, number)
 
     def _check_lists(self) -> None:
         for name in ("frozen_layers", "metrics"):
-            values = getattr(self, name)
-            if isinstance(values, str) or not all(isinstance(v, str) for v in values):
-                raise SpecError(f"TrainerConfig: {name} must be a list of names, got {values!r}")
-            self._put(name, tuple(values))
-        if self.class_weights is not None:
-            weights = tuple(f32(w) for w in self.class_weights)
-            if not weights or not all(math.isfinite(w) and w > 0 for w in weights):
-                raise SpecError(f"TrainerConfig: class_weights must be numbers greater than 0, got {weights}")
-            self._put("class_weights", weights)
+            given = getattr(self, name)
+            values = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (None,)
+            if not all(isinstance(v, str) for v in values):
+                raise SpecError(f"TrainerConfig: {name} must be a list of names, got {given!r:.60}")
+            self._put(name, values)
+        if (chosen := self.class_weights) is not None:
+            weights = list(chosen) if isinstance(chosen, Iterable) else []
+            real = [isinstance(w, int | float | np.number) and fits_float32(w) and f32(w) > 0 for w in weights]
+            if not weights or not all(real):
+                raise SpecError(f"TrainerConfig: class_weights must be numbers greater than 0, got {chosen!r:.60}")
+            self._put("class_weights", tuple(f32(w) for w in weights))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, enums by name; what is None is left out."""
@@ -239,10 +248,11 @@ _INTEGERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "loss_scale_growth_interval": _AT_LEAST_1,
     "history_size": _AT_LEAST_1,
     "max_line_search": _AT_LEAST_1,
-    "seed": ("an int of at least 0", lambda v: v >= 0),
+    "seed": ("an int of at least 0 and below 2**64", lambda v: 0 <= v < 2**64),
 }
 _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "alpha", "momentum"), _ANY),
+    "learning_rate": _POSITIVE,
+    **dict.fromkeys(("beta1", "beta2", "epsilon", "weight_decay", "alpha", "momentum"), _ANY),
     "label_smoothing": ("a number from 0 up to, not including, 1", lambda v: 0 <= v < 1),
     "gradient_clip_norm": _POSITIVE,
     "gradient_clip_value": _POSITIVE,
@@ -250,7 +260,15 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "loss_scale_growth_factor": ("a number of at least 1", lambda v: v >= 1),
     "loss_scale_backoff_factor": ("a number between 0 and 1", lambda v: 0 < v < 1),
 }
-_SWITCHES = ("centered", "nesterov", "use_mixed_precision", "stop_on_nan", "use_hybrid_engine", "use_dynamic_engine")
+_SWITCHES = (
+    "centered",
+    "nesterov",
+    "use_mixed_precision",
+    "stop_on_nan",
+    "use_hybrid_engine",
+    "use_dynamic_engine",
+    "inference_only",
+)
 
 
 def _json_value(value: Any) -> Any:

@@ -24,6 +24,7 @@ class ModelTrainer(ResumableTrainer):
         model: a ModelSpec (weights are drawn with ``config.seed``) or a Model.
         config: default ``TrainerConfig()``.
     Raises: SpecError for settings that do not fit each other or the model.
+
     Below are go-metal's own names, so that a Go program can be carried over line by line: its five ways to train a
     batch are one here, and arguments that only fed Metal are ignored. go-metal hands over flat arrays with their
     shape; both are taken here.
@@ -31,6 +32,7 @@ class ModelTrainer(ResumableTrainer):
     Source: go-metal training/model_trainer.go.
 
     >>> from gometal_mlx.layers import ModelBuilder
+    >>> from gometal_mlx.training import TrainerConfig
     >>> trainer = ModelTrainer(ModelBuilder((8, 4)).add_dense(3).compile(), TrainerConfig(seed=0))
     >>> x, y = np.ones((8, 4), np.float32), np.zeros(8, np.int32)
     >>> losses = trainer.fit((x, y), epochs=20)["loss"]

@@ -23,10 +23,11 @@ from .. import json_reader
 from ..checkpoint import Checkpoint, CheckpointMetadata, TrainingState, WeightTensor, check_finite
 from ..go_json import decode
 from .verify import compare
-from .writer import METADATA_KEY, build
+from .writer import METADATA_KEY, NEWEST_OPSET, build
 
 GOMETAL = "go-metal"
 MAX_NODES = 10_000
+OLDEST_READ = 7  # before it broadcasting had other rules
 # go-metal writes attributes without their type; proto3 then leaves a zero out altogether
 _UNTYPED = {"kernel_shape": "ints", "strides": "ints", "pads": "ints", "dilations": "ints", "axis": "i", "group": "i"}
 _UNTYPED |= {"alpha": "f", "epsilon": "f", "momentum": "f", "ratio": "f"}
@@ -47,17 +48,18 @@ def load(path: Path, *, check: bool = True) -> Checkpoint:
         raise CheckpointError(f"{where}: cannot be read: {e.strerror or e}") from e
     try:
         proto = onnx.ModelProto.FromString(data)
-    except (DecodeError, ValueError) as e:
+    except (DecodeError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{where}: no ONNX file, or a damaged one: {e}") from e
     if not proto.graph.node:
         raise CheckpointError(f"{where}: no graph in it; no ONNX file, or a damaged one")
     try:
+        _check_texts(proto)
         checkpoint = _read(proto, where)
         if proto.producer_name == GOMETAL:
             checkpoint.notes.append("not compared with onnxruntime: go-metal's ONNX files are not valid there")
         elif check:
             model = Model.from_checkpoint(replace(checkpoint, notes=[]))
-            compare(data, model).raise_if_different(f"{where}: imported model")
+            compare(data, model, where=where).raise_if_different(f"{where}: imported model")
     except (SpecError, ShapeError) as e:
         raise UnsupportedError(f"{where}: {e}") from e
     except GoMetalError as e:
@@ -90,7 +92,7 @@ class _Node:
     read: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
-        return f"node {self.name!r} ({self.op})"
+        return f"node {self.name!r} ({self.op if self.op.isidentifier() else repr(self.op)})"
 
 
 class _Graph:
@@ -108,7 +110,11 @@ class _Graph:
     def read(cls, proto: onnx.ModelProto) -> _Graph:
         g = proto.graph
         versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
-        graph = cls(max(versions, default=1))
+        if not versions or not OLDEST_READ <= max(versions) <= NEWEST_OPSET:
+            raise UnsupportedError(
+                f"opset {max(versions, default='missing')}: {OLDEST_READ} to {NEWEST_OPSET} are read"
+            )
+        graph = cls(max(versions))
         if len(g.node) > MAX_NODES:
             raise UnsupportedError(f"{len(g.node)} nodes; at most {MAX_NODES} are read")
         for tensor in g.initializer:
@@ -119,13 +125,10 @@ class _Graph:
             raise UnsupportedError("sparse initializers are not supported")
         problems = []
         for i, n in enumerate(g.node):
-            name = n.name or f"{n.op_type.lower()}_{i + 1}"
+            node = _node(n, i, graph.opset)
             if n.domain not in ("", "ai.onnx"):
-                problems.append(f"node {name!r} ({n.op_type}): domain {n.domain!r} is unknown")
-            node = _Node(n.op_type, name, list(n.input), list(n.output), {})
-            for a in n.attribute:
-                node.attributes[a.name] = _attribute(a, node)
-            if n.op_type == "Constant":
+                problems.append(f"{node}: domain {n.domain!r} is unknown")
+            elif n.op_type == "Constant":
                 graph.constants[n.output[0]] = _constant(node)
             else:
                 graph.nodes.append(node)
@@ -173,6 +176,22 @@ class _Graph:
             other.inputs = [source if name == result else name for name in other.inputs]
 
 
+def _node(n: onnx.NodeProto, position: int, opset: int) -> _Node:
+    """The node with its attributes read, after a check against its operator's schema."""
+    name = n.name or f"{n.op_type.lower()}_{position + 1}"
+    node = _Node(n.op_type, name, list(n.input), list(n.output), {})
+    schema = None
+    if n.domain in ("", "ai.onnx") and onnx.defs.has(n.op_type, max_inclusive_version=opset):
+        schema = onnx.defs.get_schema(n.op_type, opset)
+        if not schema.min_input <= len(n.input) <= schema.max_input:
+            raise CheckpointError(f"{node}: {len(n.input)} inputs; it takes {schema.min_input} to {schema.max_input}")
+    if not n.output:
+        raise CheckpointError(f"{node}: has no output")
+    for a in n.attribute:
+        node.attributes[a.name] = _attribute(a, node, schema)
+    return node
+
+
 def _array(tensor: TensorProto) -> FloatArray:
     """A tensor's numbers, checked against its dimensions before any memory is spent on them."""
     where = f"tensor {tensor.name!r}"
@@ -205,7 +224,25 @@ def _array(tensor: TensorProto) -> FloatArray:
     return array.astype(np.float32) if tensor.data_type in _FLOATS else array
 
 
-def _attribute(a: AttributeProto, node: _Node) -> Any:
+def _check_texts(proto: onnx.ModelProto) -> None:
+    """Names must be UTF-8: protobuf hands over bytes where they are not."""
+    g = proto.graph
+    texts = [proto.producer_name, proto.producer_version, *(p.key for p in proto.metadata_props)]
+    texts += [*(p.value for p in proto.metadata_props), *(t.name for t in g.initializer)]
+    for v in (*g.input, *g.output):
+        texts += [v.name, *(d.dim_param for d in v.type.tensor_type.shape.dim)]
+    for n in g.node:
+        texts += [n.name, n.op_type, n.domain, *n.input, *n.output, *(a.name for a in n.attribute)]
+    if any(not isinstance(t, str) for t in texts):
+        raise CheckpointError("a name in it is not UTF-8; the file is damaged")
+
+
+def _attribute(a: AttributeProto, node: _Node, schema: onnx.defs.OpSchema | None) -> Any:
+    if a.ref_attr_name:
+        raise UnsupportedError(f"{node}: attribute {a.name!r} refers to a function's; functions are not supported")
+    declared = schema.attributes.get(a.name) if schema else None
+    if declared and a.type != AttributeProto.UNDEFINED and a.type != declared.type.value:  # type: ignore[attr-defined]  # stubs lack it
+        raise CheckpointError(f"{node}: attribute {a.name!r} has another type than its operator declares")
     if a.type == AttributeProto.UNDEFINED:
         kind = _UNTYPED.get(a.name)
         if kind is None:
@@ -216,7 +253,10 @@ def _attribute(a: AttributeProto, node: _Node) -> Any:
         raise UnsupportedError(f"{node}: attribute {a.name!r} holds a graph; control flow is not supported")
     if a.type == AttributeProto.TENSOR:
         return _array(a.t)
-    value = onnx.helper.get_attribute_value(a)
+    try:
+        value = onnx.helper.get_attribute_value(a)
+    except ValueError as e:
+        raise CheckpointError(f"{node}: attribute {a.name!r} cannot be read") from e
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
@@ -298,7 +338,7 @@ class _Walk:
             (x, n, p) for x, s in zip(layers, spec.layers, strict=True) for n, p in x.params(s.input_shape).items()
         ]
         for layer, name, param in sorted(slots, key=lambda s: not s[2].trainable):
-            value = np.array(arrays[f"{layer.name}.{name}"], np.float32)
+            value = np.array(arrays[f"{layer.name}.{name}"], np.float32, order="C")
             if value.shape != param.shape:
                 raise UnsupportedError(f"layer {layer.name!r}: {name} has shape {value.shape}; {param.shape} needed")
             weights.append(WeightTensor(f"{layer.name}.{name}", value.shape, value, layer.name, param.kind))

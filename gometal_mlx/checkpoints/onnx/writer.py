@@ -40,6 +40,7 @@ def save(
     Raises: CheckpointError naming file and reason; the file on disk is then as it was.
     """
     try:
+        checkpoint.validate()
         model = Model.from_checkpoint(checkpoint)
         data = build(model, checkpoint, opset).SerializeToString()
         report = None

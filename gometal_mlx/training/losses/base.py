@@ -82,6 +82,8 @@ def class_indices(y: npt.ArrayLike, rows: int, classes: int, kind: str) -> npt.N
     Raises: ShapeError naming what is needed and the first label out of range.
     """
     labels = np.asarray(y)
+    if labels.dtype.kind not in "iubf":
+        raise ShapeError(f"{kind}: labels must be numbers, got {labels.dtype}")
     if labels.ndim == 2 and labels.shape[1] == 1 != classes:
         labels = labels[:, 0]
     if labels.shape == (rows, classes) and classes > 1:

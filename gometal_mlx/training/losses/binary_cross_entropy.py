@@ -76,7 +76,8 @@ class BCEWithLogits(BinaryCrossEntropy):
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
         x, y = outputs.astype(mx.float32), self._smoothed(y)
-        return mx.mean(mx.maximum(x, 0) - x * y + mx.log1p(mx.exp(-mx.abs(x))), axis=1)
+        # log(1 + exp(x)) in one piece: max and abs have no slope at 0, where it is 1/2
+        return mx.mean(mx.logaddexp(x, mx.zeros_like(x)) - x * y, axis=1)
 
     def predictions(self, logits: mx.array) -> mx.array:
         return mx.sigmoid(logits)

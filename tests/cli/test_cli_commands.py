@@ -1,0 +1,248 @@
+"""Each subcommand doing its work."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gometal_mlx as gm
+from gometal_mlx import Predictor
+from gometal_mlx.cli.table import size_text, table
+
+SUFFIXES = (".json", ".json.gz", ".safetensors", ".onnx")
+
+
+def content(ckpt: gm.Checkpoint) -> dict[str, Any]:
+    return {w.name: (w.shape, w.type, w.data.tobytes()) for w in ckpt.weights}
+
+
+# ----------------------------------------------------------------------------------------------------------- inspect
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_inspect_text(run: Any, files: dict[str, Path], checkpoint: gm.Checkpoint, suffix: str) -> None:
+    result = run("inspect", files[suffix])
+    assert (result.code, result.err) == (0, "")
+    lines = [" ".join(line.split()) for line in result.out.splitlines()]
+    assert lines[0] == f"{files[suffix]} ({size_text(files[suffix].stat().st_size)})"
+    assert "Architecture: [4, 3] -> [4, 2], 32 parameters" in lines
+    assert "1 fc1 Dense [4, 5] 20 input_size 3, output_size 5, use_bias True" in lines
+    assert "2 act ReLU [4, 5] 0" in lines
+    assert "can load, run, train and save this model" in lines
+    (weight,) = (line.split() for line in lines if line.startswith("fc1.weight "))
+    data = checkpoint.weights[0].data
+    assert weight[:5] == ["fc1.weight", "weight", "[3,", "5]", f"{data.min():.4g}"]
+    assert weight[-1] == str((data == 0).sum())
+    assert "description a small model" in lines
+    if suffix != ".onnx":
+        assert "epoch 2" in lines
+        assert any(line.startswith("optimizer Adam: ") and "8 state tensors" in line for line in lines)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_inspect_json(run: Any, files: dict[str, Path], checkpoint: gm.Checkpoint, suffix: str) -> None:
+    result = run("inspect", "--json", files[suffix])
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
+    assert found["model"] == {"input_shape": [4, 3], "output_shape": [4, 2], "total_parameters": 32}
+    assert [(x["name"], x["type"]) for x in found["layers"]] == [("fc1", "Dense"), ("act", "ReLU"), ("fc2", "Dense")]
+    assert [w["name"] for w in found["weights"]] == [w.name for w in checkpoint.weights]
+    for w, tensor in zip(found["weights"], checkpoint.weights, strict=True):
+        assert (w["min"], w["max"]) == (tensor.data.min(), tensor.data.max())
+        assert w["mean"] == tensor.data.mean(dtype=np.float64)
+        assert w["shape"] == list(tensor.shape)
+    assert found["memory"]["weights_bytes"] == 4 * 32
+    assert found["memory"]["file_bytes"] == files[suffix].stat().st_size
+    assert found["metadata"]["tags"] == "test, tiny"
+    if suffix != ".onnx":
+        assert found["training_state"]["step"] == 7
+        assert found["optimizer"]["type"] == "Adam"
+        assert found["optimizer"]["parameters"]["beta1"] == 0.9
+        assert found["optimizer"]["tensors"] == 8
+        assert found["memory"]["optimizer_bytes"] == 2 * 4 * 32
+
+
+def test_inspect_says_what_go_metal_cannot_do(run: Any, golden: Path) -> None:
+    out = run("inspect", golden / "json" / "layer_tanh.json").out
+    assert "\ngo-metal\n  layer " in out
+    assert "(Tanh): " in out
+
+
+def test_inspect_shows_notes(run: Any, golden: Path) -> None:
+    out = run("inspect", golden / "trainer" / "trainer_sgd_cnn__checkpoint_epoch_5_step_50.json").out
+    assert "\nNotes\n  layer 'bn1': running statistics not in the file" in out
+
+
+# ----------------------------------------------------------------------------------------------------------- convert
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.product(SUFFIXES, SUFFIXES)))
+def test_convert(
+    run: Any, files: dict[str, Path], checkpoint: gm.Checkpoint, tmp_path: Path, source: str, target: str
+) -> None:
+    out = tmp_path / f"out{target}"
+    result = run("convert", files[source], out)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines()[-1].startswith(f"{out}: written, Checkpoint(4 weights, 32 numbers")
+    found, whole = gm.load(out), ".onnx" not in (source, target)
+    assert found.model_spec == checkpoint.model_spec
+    assert content(found) == content(checkpoint)
+    assert found.metadata == checkpoint.metadata
+    assert ("the optimizer state stays behind" in result.out) is (target == ".onnx" != source)
+    assert ("onnxruntime agrees with MLX" in result.out) is (target == ".onnx")
+    if whole:
+        assert found.training_state == gm.load(files[source]).training_state
+        assert found.optimizer_state is not None
+        assert [t.data.tobytes() for t in found.optimizer_state.state_data] == [
+            t.data.tobytes()
+            for t in checkpoint.optimizer_state.state_data  # type: ignore[union-attr]
+        ]
+    else:
+        assert found.optimizer_state is None
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+
+def test_convert_onto_itself(run: Any, files: dict[str, Path], checkpoint: gm.Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    path.write_bytes(files[".json"].read_bytes())
+    assert run("convert", path, path).code == 0
+    assert path.read_bytes() == files[".json"].read_bytes()
+
+
+def test_convert_there_and_back_gives_the_same_bytes(run: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    run("convert", files[".json"], tmp_path / "m.safetensors")
+    run("convert", tmp_path / "m.safetensors", tmp_path / "m.json")
+    assert (tmp_path / "m.json").read_bytes() == files[".json"].read_bytes()
+
+
+def test_convert_repairs_a_go_metal_export(run: Any, golden: Path, tmp_path: Path) -> None:
+    source, out = golden / "onnx" / "model_cnn.onnx", tmp_path / "m.onnx"
+    assert run("verify", source).code == 1
+    result = run("convert", source, out)
+    assert result.code == 0
+    assert result.out.startswith("note: ")
+    assert run("verify", out).code == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ verify
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_verify(run: Any, files: dict[str, Path], suffix: str) -> None:
+    result = run("verify", files[suffix])
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"{files[suffix]}: ok; ")
+    assert ("onnxruntime agrees" in result.out) is (suffix == ".onnx")
+
+
+def test_verify_finds_a_model_that_overflows(run: Any, golden: Path) -> None:
+    path = golden / "json" / "floats_awkward.json"
+    result = run("verify", path)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == f"gometal verify: {path}: the model runs, but gives NaN or infinity on normal random inputs\n"
+
+
+def test_verify_is_as_strict_as_told(run: Any, files: dict[str, Path]) -> None:
+    result = run("verify", files[".onnx"], "--tolerance", "-1")  # no difference is below that
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "onnxruntime differs from MLX by " in result.err
+
+
+# ----------------------------------------------------------------------------------------------------------- predict
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_predict(run: Any, files: dict[str, Path], tmp_path: Path, suffix: str) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    expected = Predictor(files[suffix]).predict(x)
+    printed = run("predict", files[suffix], tmp_path / "x.npy")
+    assert (printed.code, printed.err) == (0, "")
+    rows = [[float(v) for v in line.split()] for line in printed.out.splitlines()]
+    np.testing.assert_allclose(rows, expected, rtol=5e-6)  # printed with 6 digits
+    written = run("predict", files[suffix], tmp_path / "x.npy", "--out", tmp_path / "p.npy")
+    assert written.out == f"{tmp_path / 'p.npy'}: (5, 2) written\n"
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), expected)
+
+
+# ------------------------------------------------------------------------------------------------------------- train
+
+
+def data(path: Path, images: bool = False) -> Path:
+    """Two classes that differ in their mean."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 100)
+    x = rng.standard_normal((100, *((1, 4, 4) if images else (6,)))) + y.reshape(-1, *[1] * (3 if images else 1))
+    np.savez(path, x=x.astype(np.float32), y=y)
+    return path
+
+
+@pytest.mark.parametrize(("model", "images"), [("mlp", False), ("mlp", True), ("cnn", True)])
+def test_train_writes_three_files_that_agree(run: Any, tmp_path: Path, model: str, images: bool) -> None:
+    path, out = data(tmp_path / "d.npz", images), tmp_path / "deep" / "out"
+    result = run("train", "--data", path, "--model", model, "--epochs", 2, "--out", out, "--batch-size", 16)
+    assert result.code == 0
+    assert "Epoch 2/2: 100%" in result.err
+    assert "on 80 rows, judged on 20 others" in result.out
+    assert "accuracy in MLX" in result.out
+    assert "accuracy in onnxruntime" in result.out
+    paths = [out / f"digits_{model}{suffix}" for suffix in (".json", ".safetensors", ".onnx")]
+    assert sorted(out.iterdir()) == sorted(paths)
+    loaded = [gm.load(p) for p in paths]
+    assert content(loaded[0]) == content(loaded[1]) == content(loaded[2])
+    assert loaded[0].training_state.epoch == 2
+    assert loaded[0].training_state.step == 2 * 5
+    for p in paths:
+        assert run("verify", p).code == 0
+
+
+def test_train_is_determined_by_its_seed(run: Any, tmp_path: Path) -> None:
+    path = data(tmp_path / "d.npz")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("train", "--data", path, "--model", "mlp", "--epochs", 1, "--out", tmp_path / name, "--seed", seed)
+    a, b, c = (content(gm.load(tmp_path / name / "digits_mlp.json")) for name in "abc")
+    assert a == b != c
+
+
+def test_train_uses_its_settings(run: Any, tmp_path: Path) -> None:
+    path = data(tmp_path / "d.npz")
+    options = ["--optimizer", "rms_prop", "--learning-rate", 0.005, "--epochs", 0]
+    result = run("train", "--data", path, "--model", "mlp", "--out", tmp_path, *options)
+    assert result.code == 0
+    state = gm.load(tmp_path / "digits_mlp.json").optimizer_state
+    assert state is not None
+    assert (state.type, state.parameters["learning_rate"]) == ("RMSProp", 0.005)
+
+
+def test_train_learns_the_digits(run: Any, tmp_path: Path, compiled: None) -> None:
+    result = run("train", "--model", "mlp", "--epochs", 3, "--out", tmp_path)
+    assert result.code == 0
+    accuracy = [float(line.split()[3].rstrip("%")) for line in result.out.splitlines() if "accuracy in" in line]
+    assert len(accuracy) == 2
+    assert accuracy[0] == accuracy[1] > 80  # a guess gets 10; 3 epochs get about 93
+
+
+# ------------------------------------------------------------------------------------------------------------- table
+
+
+def test_table_aligns_numbers_right_and_texts_left() -> None:
+    rows = [("a", 1, "x"), ("bbb", 100, "yy"), ("c", -20)]
+    assert table(rows, ("name", "n", "t")) == "\n".join(
+        ["name    n  t", "----  ---  --", "a       1  x", "bbb   100  yy", "c     -20"]
+    )
+
+
+def test_table_of_nothing() -> None:
+    assert table([]) == ""
+    assert table([], ("a", "b")) == "a  b\n-  -"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (1.5e6, "1.5 MB"), (2e9, "2.00 GB"), (5e12, "5000.00 GB")],
+)
+def test_size_text(size: float, text: str) -> None:
+    assert size_text(size) == text
