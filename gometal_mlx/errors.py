@@ -18,7 +18,15 @@ class CheckpointError(GoMetalError, ValueError):
 
 
 class TrainingError(GoMetalError):
-    """Training cannot go on: the loss is NaN or infinite."""
+    """Training cannot go on: the loss is NaN or infinite.
+
+    Args:
+        undone: how many batches, this one included, the trainer went back.
+    """
+
+    def __init__(self, message: str, undone: int = 1) -> None:
+        super().__init__(message)
+        self.undone = undone
 
 
 class UnsupportedError(GoMetalError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from .._types import FloatArray, Shape, fits_float32
 from ..errors import CheckpointError, SpecError
 from ..layers import Model, ModelSpec
+from ..layers.base import STATISTICS
 from .go_time import go_time
 
 ZERO_TIME = "0001-01-01T00:00:00Z"  # Go's zero time; every file of go-metal's CheckpointManager carries it
@@ -93,7 +94,7 @@ class CheckpointMetadata:
     """Who wrote the file, when (RFC 3339), and what the author says about it."""
 
     version: str = "1.0.0"
-    framework: str = "go-metal"
+    framework: str = "gometal_mlx"
     created_at: str = ""
     description: str = ""
     tags: list[str] = field(default_factory=list)
@@ -200,6 +201,15 @@ def extract_weights(model: Model) -> list[WeightTensor]:
         WeightTensor(f"{layer}.{name}", a.shape, a, layer, kind)
         for (layer, name, kind), a in zip(slots, arrays, strict=True)
     ]
+
+
+def with_statistics(spec: ModelSpec, weights: Iterable[WeightTensor]) -> ModelSpec:
+    """The spec with the weights' running statistics in its layers, too: go-metal runs a model with those alone."""
+    found: dict[str, dict[str, FloatArray]] = {}
+    for w in weights:
+        if w.type in STATISTICS:
+            found.setdefault(w.layer, {})[w.type] = w.data
+    return replace(spec, layers=tuple(replace(s, running_statistics=found.get(s.name, {})) for s in spec.layers))
 
 
 def load_weights(model: Model, weights: Iterable[WeightTensor]) -> list[str]:

@@ -60,14 +60,19 @@ def string_text(value: str) -> str:
     return f'"{value.translate(_ESCAPES)}"'
 
 
-def floats_text(a: FloatArray, separator: bytes) -> bytes:
-    """The finite numbers of a flat float32 array as Go prints them, joined by ``separator``."""
-    text = orjson.dumps(a, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+def floats_text(a: FloatArray, indent: int) -> bytes:
+    """The finite numbers of a flat float32 array as Go prints them in an array so far indented: one a line."""
+    nested: Any = a
+    depth = min(indent, 8)
+    for _ in range(depth):  # orjson indents by depth, in the same way
+        nested = [nested]
+    text = orjson.dumps(nested, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_INDENT_2)
+    text = text[(depth + 1) * (depth + 4) : -(depth + 1) * (depth + 2)]
     if (a == np.trunc(a)).any():
         text = (text + b",").replace(b".0,", b",")[:-1]
     if max(a.max(), -a.min()) >= ORJSON_EXPONENT_FROM:
         text = _EXPONENT.sub(_positional, text)
-    return text.replace(b",", separator)
+    return text if depth == indent else text.replace(b"\n", b"\n" + b"  " * (indent - depth))
 
 
 def _positional(m: re.Match[bytes]) -> bytes:
@@ -132,7 +137,7 @@ def _encode_array(a: FloatArray, write: Write, indent: int) -> None:
         if not np.isfinite(max(abs(float(chunk.max())), abs(float(chunk.min())))):
             raise CheckpointError("NaN and infinity cannot be stored")
         write(start)
-        write(floats_text(chunk, b"," + pad))
+        write(floats_text(chunk, indent))
         start = b"," + pad
     write(b"\n" + b"  " * indent + b"]")
 

@@ -38,7 +38,7 @@ def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
         text = io.BytesIO()
         json_format.write(json_format.to_tree(checkpoint, extras=extras, data=False), text)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": "mlx", METADATA_KEY: text.getvalue().decode()})
+            save_file(tensors, temporary, metadata={METADATA_KEY: text.getvalue().decode()})
     except GoMetalError as e:
         raise e if str(path) in str(e) else type(e)(f"{path}: not saved: {e}") from e
     except SafetensorError as e:

@@ -4,6 +4,7 @@ from .callbacks import Callback, EarlyStopping, Event
 from .config import EngineType, LossFunction, OptimizerType, ProblemType, TrainerConfig
 from .confusion_matrix import ConfusionMatrix
 from .history import History
+from .manager import CheckpointConfig, CheckpointManager
 from .metrics import MetricAccumulator, MetricType
 from .model_trainer import ModelTrainer
 from .progress import ProgressBar, ProgressPrinter
@@ -23,9 +24,10 @@ from .schedulers import (
 from .session import ModelArchitecturePrinter, TrainingSession
 
 __all__ = [
-    "Callback", "ConfusionMatrix", "ConstantLRScheduler", "CosineAnnealingLRScheduler", "EarlyStopping", "EngineType",
-    "Event", "ExponentialLRScheduler", "History", "LRScheduler", "LossFunction", "MetricAccumulator", "MetricType",
-    "ModelArchitecturePrinter", "ModelTrainer", "NoOpScheduler", "OneCycleScheduler", "OptimizerType", "ProblemType",
-    "ProgressBar", "ProgressPrinter", "ReduceLROnPlateauScheduler", "RestoreReport", "StepLRScheduler", "TrainerConfig",
-    "TrainingResult", "TrainingSession", "WarmupScheduler",
+    "Callback", "CheckpointConfig", "CheckpointManager", "ConfusionMatrix", "ConstantLRScheduler",
+    "CosineAnnealingLRScheduler", "EarlyStopping", "EngineType", "Event", "ExponentialLRScheduler", "History",
+    "LRScheduler", "LossFunction", "MetricAccumulator", "MetricType", "ModelArchitecturePrinter", "ModelTrainer",
+    "NoOpScheduler", "OneCycleScheduler", "OptimizerType", "ProblemType", "ProgressBar", "ProgressPrinter",
+    "ReduceLROnPlateauScheduler", "RestoreReport", "StepLRScheduler", "TrainerConfig", "TrainingResult",
+    "TrainingSession", "WarmupScheduler",
 ]  # fmt: skip

@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 from mlx.utils import tree_flatten
 
-from .._types import f32
+from .._types import f32, number
 from ..checkpoints import (
     Checkpoint,
     CheckpointMetadata,
@@ -22,9 +23,11 @@ from ..checkpoints import (
     load,
     save,
 )
+from ..checkpoints.checkpoint import with_statistics
+from ..checkpoints.folder import CheckpointFolder
 from ..errors import CheckpointError, GoMetalError
 from ..layers import Model
-from ..layers.spec import describe_difference
+from ..layers.spec import describe_difference, normalise
 from ..optimizers import Optimizer
 from .history import History
 from .run import Run
@@ -32,7 +35,6 @@ from .state import RunState
 from .trainer import Trainer
 
 UNKNOWN_BEST_LOSS = 1e9  # what go-metal writes before any loss is known; JSON has no infinity
-FRAMEWORK = "gometal_mlx"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,15 @@ class RestoreReport:
     def __str__(self) -> str:
         parts = (("restored", self.restored), ("missing", self.missing), ("ignored", self.ignored))
         return "; ".join(f"{title}: {', '.join(items)}" for title, items in parts if items)
+
+
+def _load(path: str | os.PathLike[str]) -> tuple[Path, Checkpoint]:
+    """The checkpoint in a file, or the newest one that is whole in a CheckpointManager's folder."""
+    file = Path(path)
+    if not file.is_dir():
+        return file, load(file)
+    folder = CheckpointFolder(file, "*")
+    return folder.load_newest(e for e in folder.newest_first() if not e.name.endswith(".onnx"))
 
 
 class ResumableTrainer(Trainer):
@@ -84,11 +95,11 @@ class ResumableTrainer(Trainer):
             run_start=run.start if run else None,
             data=run.position() if run else None,
             callbacks=run.callback_states() if run else [],
+            stopping=self.should_stop if run else False,
         )
-        metadata = CheckpointMetadata.now(description, tags)
-        metadata.framework = FRAMEWORK
-        weights = extract_weights(self.model)
-        return Checkpoint(self.spec, weights, state, self.optimizer_state, metadata, saved.to_extras())
+        weights, metadata = extract_weights(self.model), CheckpointMetadata.now(description, tags)
+        spec = with_statistics(self.spec, weights)
+        return Checkpoint(spec, weights, state, self.optimizer_state, metadata, saved.to_extras())
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write a checkpoint in the format the suffix names; see ``checkpoints.save``."""
@@ -100,7 +111,10 @@ class ResumableTrainer(Trainer):
 
         Raises: CheckpointError if the file holds no configuration (only gometal_mlx writes one).
         """
-        checkpoint = load(path)
+        if str(path).endswith(".onnx"):
+            told = "an ONNX file is an export without optimizer or random state; resume from .json or .safetensors"
+            raise CheckpointError(f"{path}: {told}")
+        path, checkpoint = _load(path)
         try:
             if (run := RunState.from_extras(checkpoint.extras)) is None:
                 raise CheckpointError("holds no trainer configuration; make a ModelTrainer and use restore()")
@@ -110,7 +124,7 @@ class ResumableTrainer(Trainer):
             raise type(e)(f"{path}: {e}") from e
         return trainer
 
-    def restore(self, checkpoint: Checkpoint, *, strict: bool = False) -> RestoreReport:
+    def restore(self, checkpoint: Checkpoint, *, strict: bool = False, reset_optimizer: bool = False) -> RestoreReport:
         """Take over a checkpoint's weights, optimizer state, counters and random state: all of it, or none.
 
         What the file lacks starts fresh and is listed as missing. Hyper-parameters stored with the optimizer's state
@@ -118,16 +132,21 @@ class ResumableTrainer(Trainer):
 
         Args:
             strict: raise unless everything could be restored.
+            reset_optimizer: start with a fresh optimizer. go-metal writes back the state that it read, however long it
+                trained since; after a detour through it the moments are outdated.
         Raises: CheckpointError for another architecture (with the differences) or damaged state.
         """
-        model = Model.from_checkpoint(checkpoint)
-        if different := describe_difference(self.spec, model.spec):
+        if different := describe_difference(self.spec, normalise(checkpoint.model_spec, [])):
             raise CheckpointError(f"restore: the checkpoint holds another architecture: {'; '.join(different)}")
+        model = Model(self.spec, seed=0)
+        model.assign(checkpoint.weights, checkpoint.model_spec, [])
         run = RunState.from_extras(checkpoint.extras)
         optimizer = self._new_optimizer()
-        live = self._restore_optimizer(optimizer, checkpoint, run)
+        live = self._restore_optimizer(optimizer, checkpoint, run, reset_optimizer)
         scheduler = copy.deepcopy(self.scheduler)
-        ignored = [] if scheduler or not (run and run.scheduler) else ["scheduler state (the trainer has no schedule)"]
+        ignored = [f"config.{name} (unknown)" for name in (run.unknown if run else ())]
+        if run and run.scheduler and not scheduler:
+            ignored.append("scheduler state (the trainer has no schedule)")
         if scheduler and run and run.scheduler:
             scheduler.load_state_dict(run.scheduler)
         report = RestoreReport.of(
@@ -141,6 +160,8 @@ class ResumableTrainer(Trainer):
         self.model.update({layer.name: dict(model[layer.name]) for layer in model.layers if layer.name in model})
         state = checkpoint.training_state
         self.optimizer, self.scheduler, self.epoch, self._run = optimizer, scheduler, state.epoch, None
+        # steps are counted by the optimizer; one that starts fresh has fewer than the trainer
+        self._steps_before = max(state.total_steps if run else state.step, 0) - int(number(optimizer.step))
         self.best_loss = math.inf if state.best_loss in (0, UNKNOWN_BEST_LOSS) else state.best_loss
         self.best_accuracy, self._step = state.best_accuracy, step
         self.base_learning_rate = optimizer.rate if run is None and scheduler is None else self.base_learning_rate
@@ -149,10 +170,12 @@ class ResumableTrainer(Trainer):
             self.best_loss, self.best_accuracy, self.history = run.best_loss, run.best_accuracy, History(run.history)
             self.base_learning_rate = run.base_learning_rate
             if run.run_start is not None:
-                self._pending = Run(run.run_start, None, [], run.data, run.callbacks)
+                self._pending = Run(run.run_start, None, [], run.data, run.callbacks, run.stopping)
         return report
 
-    def _restore_optimizer(self, optimizer: Optimizer, checkpoint: Checkpoint, run: RunState | None) -> bool:
+    def _restore_optimizer(
+        self, optimizer: Optimizer, checkpoint: Checkpoint, run: RunState | None, reset: bool
+    ) -> bool:
         """Whether the checkpoint had a state for the optimizer; its learning rate is taken over in any case."""
         saved, slots = checkpoint.optimizer_state, self._slots()
         live = False
@@ -160,9 +183,9 @@ class ResumableTrainer(Trainer):
             raise CheckpointError(
                 f"restore: the optimizer state is of {saved.type}, the trainer uses {optimizer.json_type}"
             )
-        if saved is not None:
+        if saved is not None and not reset:
             live = optimizer.restore(saved.parameters, saved.state_data, slots)
-        elif not optimizer.in_go_metal and run is not None and run.optimizer:
+        elif not optimizer.in_go_metal and run is not None and run.optimizer and not reset:
             trained = [a.size for _, a in tree_flatten(self.model.trainable_parameters())]
             optimizer.restore_extras(run.optimizer, sum(trained))
             live = True

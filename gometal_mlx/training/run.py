@@ -24,6 +24,7 @@ class Run:
         loader: the data it goes through; None in a restored run that fit has not taken up yet.
         listeners: its callbacks.
         restored_position, restored_callbacks: as a checkpoint has them.
+        stopping: a callback had already asked it to stop.
     """
 
     start: int
@@ -31,6 +32,7 @@ class Run:
     listeners: list[Callback]
     restored_position: dict[str, Any] | None = None
     restored_callbacks: list[dict[str, Any]] = field(default_factory=list)
+    stopping: bool = False
 
     def position(self) -> dict[str, Any] | None:
         """The loader's position, for a checkpoint."""
@@ -74,27 +76,33 @@ def _load(callback: Callback, state: Mapping[str, Any]) -> None:
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed."""
+    """Whether Ctrl-C was pressed, or the process asked to end (SIGTERM)."""
 
     requested = False
+    terminate = False
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Ctrl-C sets ``requested`` once; the second one raises KeyboardInterrupt. (In the main thread.)"""
+    """Ctrl-C and SIGTERM set ``requested``; the second Ctrl-C raises KeyboardInterrupt. (In the main thread.)
+
+    After SIGTERM the process ends with the usual exit code when the block is left.
+    """
     stop = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
+        if stop.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.requested = True
+        stop.requested, stop.terminate = True, stop.terminate or number == signal.SIGTERM
 
-    signal.signal(signal.SIGINT, handle)
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop.terminate:
+        raise SystemExit(128 + signal.SIGTERM)

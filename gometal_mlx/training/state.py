@@ -29,6 +29,8 @@ class RunState:
         run_start: the epoch at which an unfinished ``fit`` began; None between two fits.
         data: the loader's position in that fit.
         callbacks: class name and state of that fit's callbacks.
+        stopping: a callback has asked that fit to stop.
+        unknown: settings in the file that this version does not have.
     """
 
     config: TrainerConfig
@@ -42,6 +44,8 @@ class RunState:
     run_start: int | None = None
     data: dict[str, Any] | None = None
     callbacks: list[dict[str, Any]] = field(default_factory=list)
+    stopping: bool = False
+    unknown: tuple[str, ...] = ()
 
     def to_extras(self) -> dict[str, Any]:
         """JSON values and float32 arrays; what is not known is left out."""
@@ -61,6 +65,7 @@ class RunState:
             "run_start": self.run_start,
             "data": self.data,
             "callbacks": self.callbacks or None,
+            "stopping": self.stopping or None,
         }
         return {k: v for k, v in values.items() if v is not None}
 
@@ -84,7 +89,9 @@ class RunState:
         if not all(isinstance(g, np.ndarray) for g in (carried.accumulated or {}).values()):
             raise CheckpointError("gometal_mlx.accumulated: arrays needed")
         try:
-            config = TrainerConfig.from_dict(read.map("config"))
+            settings = read.map("config")
+            unknown = [n for n in settings if n not in TrainerConfig.__dataclass_fields__]
+            config = TrainerConfig.from_dict({k: v for k, v in settings.items() if k not in unknown})
         except SpecError as e:
             raise CheckpointError(f"gometal_mlx.config: {e}") from e
         start = extras.get("run_start")
@@ -102,6 +109,8 @@ class RunState:
             run_start=start,
             data=read.map("data") or None,
             callbacks=read.records("callbacks"),
+            stopping=extras.get("stopping") is True,
+            unknown=tuple(unknown),
         )
 
 

@@ -201,7 +201,8 @@ class TrainingStep:
         if bad_input:
             raise TrainingError(f"the loss is {loss}, because the inputs hold NaN or infinity; nothing was changed")
         advice = "lower the learning rate, set gradient_clip_norm, or scale the inputs"
-        raise TrainingError(f"the loss is {loss}; the trainer is back where it last was finite; {advice}")
+        told = f"the loss is {loss}; the trainer is back where it last was finite; {advice}"
+        raise TrainingError(told, 1 if self._good is None else 2)
 
     def _minimise(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
         """A step of an optimizer that looks at the loss several times: same mask, and statistics moved once."""

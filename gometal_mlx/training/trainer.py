@@ -50,6 +50,7 @@ class Trainer:
         self.model = model if isinstance(model, Model) else Model(model, seed)
         self._freeze(self.config.frozen_layers)
         self.loss = LOSSES[int(self.config.loss_function or 0)](self.spec.output_shape, self.config.label_smoothing)
+        self.loss.check_model(self.spec.layers[-1].type_name)
         self._check_class_weights()
         self._metric_names(self.config.metrics)  # a wrong name must not wait for the first epoch's end
         self.optimizer = self._new_optimizer()
@@ -60,9 +61,11 @@ class Trainer:
         self.should_stop = False
         self.epoch = 0  # epochs finished
         self.best_loss, self.best_accuracy = math.inf, 0.0
+        self._steps_before = 0  # steps that a restored run did with an optimizer whose state is lost
         self._run: Run | None = None
         self._pending: Run | None = None  # a run that fit is to finish
-        scale = self.config.initial_loss_scale if self.config.use_mixed_precision else 1.0
+        scaled = self.config.use_mixed_precision and self.config.precision == "float16"
+        scale = self.config.initial_loss_scale if scaled else 1.0
         first, second = (int(word) for word in np.asarray(mx.random.key(seed)))
         self._step = self._new_step(self.optimizer, Carried((first, second), scaling=(scale, 0.0)))
 
@@ -74,7 +77,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """Optimizer steps so far."""
-        return int(number(self.optimizer.step))
+        return self._steps_before + int(number(self.optimizer.step))
 
     @property
     def learning_rate(self) -> float:
@@ -148,7 +151,7 @@ class Trainer:
         """Train for a number of epochs; on a resumed trainer, finish the run that was interrupted.
 
         Ctrl-C ends it after the step under way: the history so far is returned, the trainer can go on (the same call
-        finishes the run), and a second Ctrl-C interrupts at once.
+        finishes the run), and a second Ctrl-C interrupts at once. SIGTERM does the same and then ends the process.
 
         Args:
             data: a DataLoader, or ``(x, y)`` arrays (then shuffled, in batches of ``config.batch_size``).
@@ -180,6 +183,11 @@ class Trainer:
             try:
                 while self.epoch < last and not self.should_stop and not stop.requested:
                     self._epoch(loader, validation, tell, stop)
+                if stop.requested and self.epoch < last:
+                    tell("on_interrupt", self.epoch + 1, batch=loader.batch)
+            except BaseException as e:
+                tell("on_interrupt", self.epoch + 1, batch=loader.batch, error=e)
+                raise
             finally:
                 self._run, self._pending = None, run if stop.requested and self.epoch < last else None
                 tell("on_fit_end", self.epoch)
@@ -187,7 +195,7 @@ class Trainer:
 
     def _begin(self, loader: DataLoader, listeners: Sequence[Callback]) -> Run:
         run, self._pending = self._pending, None
-        self.should_stop = False
+        self.should_stop = run.stopping if run else False
         if run is None:
             self._run = Run(self.epoch, loader, list(listeners))
         else:
@@ -205,7 +213,11 @@ class Trainer:
             try:
                 result = self._train(x, y, last=loader.batch == len(loader))
             except TrainingError as e:
-                raise TrainingError(f"epoch {self.epoch + 1}, batch {loader.batch}: {e}") from e
+                at, loader.batch = loader.batch, max(loader.batch - e.undone, 0)  # what was undone is to be done again
+                raise TrainingError(f"epoch {self.epoch + 1}, batch {at}: {e}", e.undone) from e
+            except BaseException:
+                loader.batch -= 1
+                raise
             tell("on_step_end", self.epoch + 1, batch=loader.batch, result=result)
             if stop.requested and loader.batch < len(loader):
                 return

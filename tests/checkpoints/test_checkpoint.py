@@ -49,7 +49,7 @@ def test_metadata_is_stamped_in_utc() -> None:
     m = CheckpointMetadata.now("why", iter(["a"]))
     assert m.created_at.endswith("Z")
     assert before <= datetime.fromisoformat(m.created_at) <= datetime.now(UTC)
-    assert (m.version, m.framework, m.description, m.tags) == ("1.0.0", "go-metal", "why", ["a"])
+    assert (m.version, m.framework, m.description, m.tags) == ("1.0.0", "gometal_mlx", "why", ["a"])
 
 
 @pytest.mark.parametrize(("microsecond", "fraction"), [(0, ""), (120000, ".12"), (123456, ".123456"), (1, ".000001")])

@@ -94,10 +94,12 @@ def test_without_optimizer_every_format_is_equal(suffix: str, tmp_path: Path) ->
 
 def test_metadata_is_told_but_does_not_count() -> None:
     a, b = small_checkpoint(), small_checkpoint()
-    b.metadata = CheckpointMetadata("1.0.0", "go-metal", "2026-02-01T12:00:00Z", "another", ["best"])
+    a.metadata = CheckpointMetadata("1.0.0", "go-metal", "2026-01-31T12:00:00Z")
+    b.metadata = CheckpointMetadata("1.0.0", "gometal_mlx", "2026-02-01T12:00:00Z", "another", ["best"])
     found = compared(a, b)
     assert (found["equal"], found_in(found)) == (True, {"metadata"})
     assert found["metadata"] == {
+        "framework": ["go-metal", "gometal_mlx"],
         "created_at": ["2026-01-31T12:00:00Z", "2026-02-01T12:00:00Z"],
         "description": ["", "another"],
         "tags": [[], None],  # an empty list against one of

@@ -60,8 +60,8 @@ def test_go_printed_numbers_are_printed_alike_one_by_one() -> None:
 
 def test_go_printed_numbers_are_printed_alike_in_an_array() -> None:
     a = np.array([int(bits, 16) for bits, _ in LINES], np.uint32).view(np.float32)
-    assert go_json.floats_text(a, b"\n").decode().split("\n") == [text for _, text in LINES]
-    assert go_json.floats_text(a[:1], b"\n").decode() == LINES[0][1]
+    assert go_json.floats_text(a, 0).decode().split(",\n  ") == [text for _, text in LINES]
+    assert go_json.floats_text(a[:1], 5).decode() == LINES[0][1]
 
 
 def test_go_printed_numbers_are_read_back_to_the_bit() -> None:
@@ -83,7 +83,7 @@ FLOAT32_VECTORS = [
 @pytest.mark.parametrize(("value", "text"), FLOAT32_VECTORS, ids=[t for _, t in FLOAT32_VECTORS])
 def test_float32_texts_of_the_reference(value: float, text: str) -> None:
     assert go_json.float_text(np.float32(value)) == text
-    assert go_json.floats_text(np.array([value, 0.5], np.float32), b"|").decode() == f"{text}|0.5"
+    assert go_json.floats_text(np.array([value, 0.5], np.float32), 1).decode() == f"{text},\n    0.5"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,8 @@ TREES = st.recursive(
 @bounded(200)
 @given(st.lists(FLOAT32S, min_size=1, max_size=200))
 def test_any_float32_is_printed_as_go_does(values: list[np.float32]) -> None:
-    assert go_json.floats_text(np.array(values, np.float32), b" ").decode().split(" ") == [go.number(v) for v in values]
+    text = go_json.floats_text(np.array(values, np.float32), 0).decode()
+    assert text.split(",\n  ") == [go.number(v) for v in values]
     assert go_json.float_text(values[0]) == go.number(values[0])
 
 
@@ -139,7 +140,7 @@ def test_floats_near_every_power_of_ten_are_printed_as_go_does() -> None:
     for step in (np.inf, -np.inf):
         near += [np.nextafter(x, np.float32(step)) for x in near]
     a = np.array(near, np.float32)
-    assert go_json.floats_text(a, b" ").decode().split(" ") == [go.number(x) for x in a]
+    assert go_json.floats_text(a, 0).decode().split(",\n  ") == [go.number(x) for x in a]
 
 
 @bounded(200)
@@ -152,6 +153,14 @@ def test_any_tree_is_printed_as_go_does(tree: Any) -> None:
 def test_arrays_printed_in_pieces_have_no_seam(extra: int) -> None:
     a = np.arange(2 * go_json.PRINT_CHUNK + extra, dtype=np.float32) - 1.5
     assert encode({"a": [a]}) == go.value({"a": [a]})
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3, 7, 8, 9, 20, 300])
+def test_arrays_are_indented_at_any_depth(depth: int) -> None:
+    tree: Any = np.array([0.5, 1, -1e20, 3], np.float32)
+    for i in range(depth):
+        tree = [tree] if i % 2 else {"k": tree}
+    assert encode(tree) == go.value(tree)
 
 
 @pytest.mark.parametrize("empty", [[], {}, (), np.zeros(0, np.float32), np.zeros((3, 0), np.float32)])

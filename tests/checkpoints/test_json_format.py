@@ -391,7 +391,7 @@ def test_extras_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_empty_extras_leave_no_trace() -> None:
-    assert b"gometal_mlx" not in as_bytes(small_checkpoint())
+    assert b'"gometal_mlx":' not in as_bytes(small_checkpoint())
 
 
 @pytest.mark.parametrize("version", [EXTRAS_VERSION + 1, 0, -1, 1.5, "1", None])

@@ -131,7 +131,7 @@ def test_a_model_whose_outputs_overflow_is_not_exported_unless_asked(path: Path)
 def test_an_import_is_described() -> None:
     c = load(GOLDEN / "onnx" / "layer_dense_bias.onnx")
     assert c.metadata.description == "Imported from ONNX (producer: go-metal 1.0.0)"
-    assert (c.metadata.framework, c.metadata.version) == ("go-metal", "1.0.0")
+    assert (c.metadata.framework, c.metadata.version) == ("gometal_mlx", "1.0.0")
     assert c.training_state.learning_rate == pytest.approx(0.001)  # go-metal's importer sets it; float32 in files
     assert c.optimizer_state is None
 

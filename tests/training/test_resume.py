@@ -211,7 +211,7 @@ def _with_state(change):
          "layer 2: ReLU 'relu' against Tanh 't'"),
         (lambda: _with_extra(rng=[1]), r"gometal_mlx.rng: two words of 32 bits needed, got \[1\]"),
         (lambda: _with_extra(history=3), "gometal_mlx.history"),
-        (lambda: _with_extra(config={"nonsense": 1}), "gometal_mlx.config: TrainerConfig: unknown field 'nonsense'"),
+        (lambda: _with_extra(config={"batch_size": 0}), "gometal_mlx.config: TrainerConfig: batch_size must be"),
         (lambda: _with_extra(best_loss="x"), "gometal_mlx.best_loss: a number needed"),
         (lambda: _with_state(lambda s: s.state_data.pop()), "'variance_3' is missing"),
         (lambda: _with_state(lambda s: setattr(s, "type", "SGD")), "optimizer state is of SGD, the trainer uses Adam"),
@@ -227,6 +227,53 @@ def test_restore_is_all_or_nothing(checkpoint, text):
     assert all(np.array_equal(v, after[k]) for k, v in before[0].items())
     assert (trainer.epoch, trainer.history.records, trainer._step.carried()) == before[1:]
     trainer.fit(blobs(32), 1)
+
+
+def test_settings_of_a_newer_version_are_ignored_and_told():
+    c = _with_extra(config={**config().to_dict(), "brand_new": 1})
+    assert ModelTrainer(mlp(), config()).restore(c).ignored == ("config.brand_new (unknown)",)
+
+
+def test_other_layer_names_are_matched_by_position():
+    a = ModelTrainer(mlp(), config())
+    a.fit(blobs(32), 1)
+    spec = ModelBuilder((8, 6)).add_dense(16, name="h").add_relu("r").add_dense(3, name="o").compile()
+    b = ModelTrainer(spec, config())
+    b.restore(a.checkpoint())
+    np.testing.assert_array_equal(a.predict(blobs(5)[0]), b.predict(blobs(5)[0]))
+
+
+def test_resume_from_onnx_is_refused(tmp_path):
+    trainer = ModelTrainer(mlp(), config())
+    trainer.save(tmp_path / "a.onnx")
+    with pytest.raises(CheckpointError, match=r"a.onnx: an ONNX file is an export without optimizer"):
+        ModelTrainer.resume(tmp_path / "a.onnx")
+
+
+def test_steps_are_counted_on_when_the_optimizer_starts_fresh():
+    trainer = ModelTrainer(mlp(), config())
+    trainer.fit(blobs(32), 2)
+    c = trainer.checkpoint()
+    other = ModelTrainer(mlp(), config())
+    report = other.restore(replace(c, optimizer_state=None, extras={}))
+    assert other.step == trainer.step == 4
+    assert "optimizer state" in report.missing
+    other.train_batch(*blobs(4))
+    assert other.step == other.checkpoint().training_state.total_steps == 5
+    reset = ModelTrainer(mlp(), config())
+    reset.restore(c, reset_optimizer=True)
+    assert reset.step == 4
+    assert not any(t.data.any() for t in reset.optimizer_state.state_data)
+
+
+def test_go_metal_finds_the_statistics_in_the_layers(tmp_path):
+    trainer = ModelTrainer(noisy(), config())
+    trainer.fit(blobs(32), 1)
+    trainer.save(tmp_path / "a.json")
+    stored = gm.load(tmp_path / "a.json")
+    layer = next(s for s in stored.model_spec.layers if s.name == "bn")
+    for key in ("running_mean", "running_var"):
+        np.testing.assert_array_equal(layer.running_statistics[key], np.array(trainer.model["bn"][key]))
 
 
 def test_saving_does_not_disturb_the_run(tmp_path):

@@ -77,8 +77,10 @@ def session(data: bytes, where: str) -> Any:
 
 def run(running: Any, x: FloatArray) -> FloatArray:
     """The first output for a batch."""
-    result: FloatArray = running.run(None, {running.get_inputs()[0].name: x})[0]
-    return result
+    given = running.get_inputs()[0]
+    kind = {"tensor(double)": np.float64, "tensor(float16)": np.float16}.get(given.type, np.float32)
+    result: FloatArray = running.run(None, {given.name: x.astype(kind)})[0]
+    return result.astype(np.float32)
 
 
 def compare(

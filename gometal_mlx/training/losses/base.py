@@ -26,6 +26,8 @@ class Loss:
 
     code: ClassVar[int]
     classification: ClassVar[bool]
+    needs_last: ClassVar[tuple[str, ...]] = ()  # layer types that give what the loss judges; empty: any
+    instead: ClassVar[str] = ""  # the loss for models that end otherwise
     uses_logits: ClassVar[bool] = False  # wants the output before a trailing Softmax
 
     def __init_subclass__(cls) -> None:
@@ -40,6 +42,14 @@ class Loss:
         if self.classification and len(output_shape) != 2:
             raise SpecError(
                 f"{type(self).__name__}: the model must end in (batch, classes), but it ends in {output_shape}"
+            )
+
+    def check_model(self, last_layer: str) -> None:
+        """Raise SpecError if the loss wants probabilities and the model's last layer does not give them."""
+        if self.needs_last and last_layer not in self.needs_last:
+            needed = " or ".join(self.needs_last)
+            raise SpecError(
+                f"{type(self).__name__}: the model must end in {needed} (it ends in {last_layer}); {self.instead}"
             )
 
     @property

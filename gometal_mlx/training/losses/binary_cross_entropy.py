@@ -29,6 +29,8 @@ class BinaryCrossEntropy(Loss):
     code: ClassVar[int] = 2
     classification: ClassVar[bool] = True
     threshold: ClassVar[float] = 0.5
+    needs_last: ClassVar[tuple[str, ...]] = ("Sigmoid", "Softmax")
+    instead: ClassVar[str] = "BCEWithLogits takes logits"
 
     @property
     def multi_label(self) -> bool:
@@ -73,6 +75,7 @@ class BCEWithLogits(BinaryCrossEntropy):
 
     code: ClassVar[int] = 3
     threshold: ClassVar[float] = 0.0
+    needs_last: ClassVar[tuple[str, ...]] = ()
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
         x, y = outputs.astype(mx.float32), self._smoothed(y)

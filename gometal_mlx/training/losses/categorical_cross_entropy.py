@@ -21,6 +21,8 @@ class CategoricalCrossEntropy(CrossEntropy):
 
     code: ClassVar[int] = 4
     uses_logits: ClassVar[bool] = False
+    needs_last: ClassVar[tuple[str, ...]] = ("Softmax",)
+    instead: ClassVar[str] = "CrossEntropy takes logits"
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
         return self._expect(mx.log(mx.clip(outputs.astype(mx.float32), CLAMP, 1 - CLAMP)), y)

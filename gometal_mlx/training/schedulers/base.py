@@ -30,6 +30,11 @@ class LRScheduler:
             SCHEDULERS[cls.name] = cls
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, kind = getattr(self, f.name), str(f.type)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if (kind == "int" and not whole) or (kind == "float" and not whole and not isinstance(value, float)):
+                raise SpecError(f"{self.name}: {f.name} must be a {kind}, got {value!r}")
         self.check()
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -60,7 +61,7 @@ class ReduceLROnPlateauScheduler(LRScheduler):
     def step(self, metric: float, current_lr: float) -> float:
         """Take the metric of an epoch into account; returns the rate that follows from the present one."""
         sign = 1 if self.mode == "min" else -1
-        if self.best is None or sign * metric < sign * self.best - self.threshold:
+        if not math.isnan(metric) and (self.best is None or sign * metric < sign * self.best - self.threshold):
             self.best, self.waited = metric, 0
             return current_lr
         self.waited += 1  # also for NaN, which never is an improvement

@@ -1,0 +1,212 @@
+"""A folder of checkpoints: what is in it (a manifest with checksums), what may be deleted, and who may write.
+
+Only files that the manifest names are ever deleted. A folder whose manifest is gone or damaged is read anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, GoMetalError
+from .atomic import replacing
+from .checkpoint import Checkpoint
+from .formats import FORMATS, load
+
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+MANIFEST_VERSION = 1
+KINDS = ("periodic", "best", "rescue")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file the manifest knows.
+
+    Args:
+        name: file name inside the folder.
+        kind: ``periodic``, ``best`` or ``rescue`` (saved because the run was ended).
+        epoch, step: finished when it was saved.
+        sha256, size: of the file's bytes.
+        metric: the monitored value, where one was known.
+    """
+
+    name: str
+    kind: str
+    epoch: int
+    step: int
+    sha256: str
+    size: int
+    metric: float | None = None
+
+
+class CheckpointFolder:
+    """Reads and writes the manifest of a folder.
+
+    Args:
+        path: the folder; made when the first file is written.
+        pattern: printf pattern of the periodic files' names (epoch, step), by which a lost manifest is rebuilt.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], pattern: str) -> None:
+        self.path = Path(path)
+        self.pattern = pattern
+        self._unlock: weakref.finalize[..., CheckpointFolder] | None = (
+            None  # closes the lock file, at the latest at exit
+        )
+        self.entries: list[Entry] = self._read() if self.path.is_dir() else []
+
+    # ------------------------------------------------------------------------------------------------------ writing
+
+    def open(self) -> None:
+        """Make the folder and take its lock (held until ``close``); what is in it is read again.
+
+        Raises: CheckpointError if it cannot be made or another manager writes there.
+        """
+        if self._unlock is not None:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as e:
+            raise CheckpointError(f"{self.path}: cannot be used as a folder for checkpoints: {e.strerror or e}") from e
+        import fcntl  # POSIX; MLX runs nowhere else
+
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            os.close(lock)
+            told = "another CheckpointManager writes there; close it or choose another folder"
+            raise CheckpointError(f"{self.path}: {told}") from e
+        self._unlock = weakref.finalize(self, os.close, lock)
+        self.entries = self._read()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
+
+    def add(self, entry: Entry) -> None:
+        """Put a file that is already durable into the manifest, in place of an older one of that name."""
+        self.entries = [*(e for e in self.entries if e.name != entry.name), entry]
+        self._write()
+
+    def retain(self, kept: Callable[[list[Entry]], list[Entry]]) -> None:
+        """Delete the files that are not among the kept ones; one that is gone already is no error."""
+        keep = kept(self.entries)
+        for entry in self.entries:
+            if entry not in keep:
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / entry.name).unlink()
+        if len(keep) < len(self.entries):
+            self.entries = keep
+            self._write()
+
+    def _write(self) -> None:
+        text = json.dumps({"version": MANIFEST_VERSION, "files": [asdict(e) for e in self.entries]}, indent=1)
+        with replacing(self.path / MANIFEST) as temporary:
+            temporary.write_text(text + "\n")
+
+    # ------------------------------------------------------------------------------------------------------ reading
+
+    def newest_first(self) -> list[Entry]:
+        """All entries, the latest training step first; of the same step the one written last."""
+        return [
+            e for _, e in sorted(enumerate(self.entries), key=lambda p: (p[1].epoch, p[1].step, p[0]), reverse=True)
+        ]
+
+    def load_newest(self, entries: Iterable[Entry]) -> tuple[Path, Checkpoint]:
+        """The first of the files that is whole; every broken one before it is named in a warning.
+
+        Raises: CheckpointError if none is.
+        """
+        broken = []
+        for entry in entries:
+            try:
+                self.check(entry)
+                return self.path / entry.name, load(self.path / entry.name)
+            except GoMetalError as e:
+                broken.append(str(e))
+                warnings.warn(f"{e}; trying an older one", stacklevel=3)
+        told = f"none of {len(broken)} files is whole" if broken else "no checkpoint in it"
+        raise CheckpointError(f"{self.path}: {told}")
+
+    def check(self, entry: Entry) -> None:
+        """Raise CheckpointError unless the file is there with the size and checksum of the manifest."""
+        path = self.path / entry.name
+        try:
+            size, found = path.stat().st_size, None
+            if size == entry.size:
+                found = checksum(path)
+        except OSError as e:
+            raise CheckpointError(f"{path}: cannot be read: {e.strerror or e}") from e
+        if found != entry.sha256:
+            told = (
+                f"{size} bytes instead of {entry.size}" if found is None else "its checksum differs from the manifest's"
+            )
+            raise CheckpointError(f"{path}: damaged: {told}")
+
+    def _read(self) -> list[Entry]:
+        path = self.path / MANIFEST
+        if not path.exists():
+            return self._rebuilt()
+        try:
+            return list(_entries(json.loads(path.read_text())))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
+            warnings.warn(f"{path}: unusable ({e}); the folder is read instead", stacklevel=4)
+            return self._rebuilt()
+
+    def _rebuilt(self) -> list[Entry]:
+        """Entries for the files that have a manager's names and load; everything else is somebody else's."""
+        found = []
+        for path in sorted(self.path.iterdir()):
+            if (kind := self._kind(path.name)) is None:
+                continue
+            try:
+                state = load(path).training_state
+            except (GoMetalError, OSError):
+                continue
+            found.append(Entry(path.name, kind, state.epoch, state.step, checksum(path), path.stat().st_size))
+        return sorted(found, key=lambda e: (e.epoch, e.step))
+
+    def _kind(self, name: str) -> str | None:
+        stem = next((name.removesuffix(s) for f in FORMATS.values() for s in f.suffixes if name.endswith(s)), None)
+        if stem is None:
+            return None
+        if re.fullmatch(re.escape(self.pattern).replace("%d", r"\d+"), stem):
+            return "periodic"
+        return (
+            "best" if stem.startswith("best_checkpoint") else "rescue" if stem.startswith("rescue_checkpoint") else None
+        )
+
+
+def _entries(value: Any) -> Iterator[Entry]:
+    if value["version"] > MANIFEST_VERSION:
+        raise ValueError(f"written by a newer gometal_mlx, version {value['version']}")
+    for item in value["files"]:
+        entry = Entry(**item)
+        plain = entry.name == Path(entry.name).name and entry.name not in ("", ".", "..", MANIFEST, LOCK)
+        counts = all(isinstance(v, int) and v >= 0 for v in (entry.epoch, entry.step, entry.size))
+        if not plain or not counts or entry.kind not in KINDS or not isinstance(entry.sha256, str):
+            raise ValueError(f"{item!r:.100} is no entry")
+        yield entry
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,322 @@
+"""CheckpointManager: saves a run while it goes on, keeps what is wanted, finds the way back."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ..checkpoints import Checkpoint, CheckpointFormat
+from ..checkpoints.folder import CheckpointFolder, Entry, checksum
+from ..checkpoints.formats import FORMATS, CheckpointSaver
+from ..errors import CheckpointError, GoMetalError, SpecError
+from .callbacks import Callback, Event, monitored, usual_mode
+from .resumable import RestoreReport, ResumableTrainer
+
+DEFAULT_PATTERN = "checkpoint_epoch_%d_step_%d"
+
+Entries = list[Entry]  # the class has a method of that name
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What a CheckpointManager saves, where, and how much of it stays.
+
+    Args:
+        save_directory: made when the first file is written.
+        save_frequency: epochs between two periodic files; 0 for none.
+        save_best: keep the best epochs' files beside the periodic ones.
+        max_checkpoints: periodic files that stay, the latest ones; 0 for all.
+        format: JSON, SAFETENSORS (the fast one) or ONNX (an export: nothing can be resumed from it).
+        filename_pattern: printf pattern with two %d, epoch and step; empty means the default.
+        every_steps, every_minutes: periodic files within an epoch; None for none.
+        budget: largest share of the run's time that files within an epoch may take, between 0 and 1; what exceeds it
+            is put off. None: no limit.
+        monitor: the metric that decides what is best; None: val_loss, or loss where there is no validation.
+        mode: "min" or "max"; None: by the metric's name.
+        keep_best: how many of the best stay.
+        best_by_either: go-metal's rule instead of ``monitor``: loss or accuracy improved.
+        async_save: write in a thread of its own; errors come with the next call.
+        save_on_interrupt: save once more when Ctrl-C, SIGTERM or an error ends ``fit``.
+        on_error: "raise", or "warn" and go on training.
+    Raises: SpecError for values out of range.
+    Source: go-metal training/checkpoint_integration.go.
+    """
+
+    save_directory: str | os.PathLike[str] = "./checkpoints"
+    save_frequency: int = 5
+    save_best: bool = True
+    max_checkpoints: int = 10
+    format: CheckpointFormat | str = CheckpointFormat.JSON
+    filename_pattern: str = DEFAULT_PATTERN
+    every_steps: int | None = None
+    every_minutes: float | None = None
+    budget: float | None = None
+    monitor: str | None = None
+    mode: str | None = None
+    keep_best: int = 1
+    best_by_either: bool = False
+    async_save: bool = False
+    save_on_interrupt: bool = True
+    on_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        names = CheckpointFormat.__members__
+        if isinstance(self.format, str):
+            if self.format.upper() not in names:
+                raise SpecError(f"CheckpointConfig: format {self.format!r} is unknown; use one of {', '.join(names)}")
+            object.__setattr__(self, "format", names[self.format.upper()])
+        if not self.filename_pattern:
+            object.__setattr__(self, "filename_pattern", DEFAULT_PATTERN)
+        pattern = self.filename_pattern
+        if pattern.count("%d") != 2 or pattern.count("%") != 2 or Path(pattern).name != pattern:
+            raise SpecError(
+                f"CheckpointConfig: filename_pattern needs two %d (epoch, step) and no folder, got {pattern!r}"
+            )
+        checks = {
+            "every_steps": ("at least 1", self.every_steps is None or self.every_steps >= 1),
+            "every_minutes": ("greater than 0", self.every_minutes is None or self.every_minutes > 0),
+            "budget": ("between 0 and 1", self.budget is None or 0 < self.budget < 1),
+            "mode": ("'min' or 'max'", self.mode in (None, "min", "max")),
+            "keep_best": ("at least 1", self.keep_best >= 1),
+            "on_error": ("'raise' or 'warn'", self.on_error in ("raise", "warn")),
+        }
+        for name, (needed, allowed) in checks.items():
+            if not allowed:
+                raise SpecError(f"CheckpointConfig: {name} must be {needed}, got {getattr(self, name)!r}")
+        if self.async_save and self.format == CheckpointFormat.ONNX:
+            raise SpecError(
+                "CheckpointConfig: async_save works with JSON and SAFETENSORS; an ONNX export runs the model"
+            )
+
+
+class CheckpointManager(Callback):
+    """Saves a trainer's state; hand it to ``fit(checkpoints=...)`` or call its methods in a loop of your own.
+
+    One manager writes to a folder at a time. Files appear whole or not at all, with a checksum in ``manifest.json``.
+
+    Args:
+        trainer: the one whose state is saved and restored.
+        config: default ``CheckpointConfig()``.
+    Source: go-metal training/checkpoint_integration.go, CheckpointManager.
+    """
+
+    def __init__(self, trainer: ResumableTrainer, config: CheckpointConfig | None = None) -> None:
+        self.trainer, self.config = trainer, config or CheckpointConfig()
+        self.folder = CheckpointFolder(self.config.save_directory, self.config.filename_pattern)
+        self._format = CheckpointSaver(self.config.format).format
+        self._suffix = FORMATS[self._format].suffixes[0]
+        self._worker = ThreadPoolExecutor(1, "checkpoint") if self.config.async_save else None
+        self._job: Future[None] | None = None
+        self._best_loss, self._best_accuracy = math.inf, 0.0  # of go-metal's rule
+        self._last_step, self._last_time = trainer.step, time.monotonic()
+        self._began, self._spent = time.monotonic(), 0.0
+
+    # -------------------------------------------------------------------------------------------- go-metal's methods
+
+    def save_checkpoint(
+        self, epoch: int | None = None, step: int | None = None, loss: float | None = None,
+        accuracy: float | None = None, description: str = "",
+    ) -> Path:  # fmt: skip
+        """Save the trainer's present state as a periodic file.
+
+        Args:
+            epoch, step: numbers for the file's name and its training state; None takes the trainer's own.
+            loss, accuracy: kept among the extras.
+            description: for the metadata.
+        Returns: the file's path.
+        Raises: CheckpointError naming the file if it cannot be written; older files are as they were.
+        """
+        epoch = self.trainer.epoch if epoch is None else epoch
+        step = self.trainer.step if step is None else step
+        name = self.config.filename_pattern % (epoch, step)
+        return self._save(name, "periodic", epoch, step, description, {"loss": loss, "accuracy": accuracy})
+
+    def save_periodic_checkpoint(self, epoch: int, step: int, loss: float, accuracy: float) -> bool:
+        """Save if the epoch is a multiple of ``save_frequency``; whether it did."""
+        if self.config.save_frequency <= 0 or epoch % self.config.save_frequency:
+            return False
+        self.save_checkpoint(epoch, step, loss, accuracy, f"Periodic checkpoint - Epoch {epoch}")
+        return True
+
+    def save_best_checkpoint(self, epoch: int, step: int, loss: float, accuracy: float) -> bool:
+        """Save if this epoch is among the best ones; whether it did."""
+        return self._save_best(epoch, step, {"loss": loss, "accuracy": accuracy})
+
+    def load_checkpoint(self, path: str | os.PathLike[str] | None = None, *, strict: bool = False) -> RestoreReport:
+        """Restore the trainer from a file; None takes the latest one that is whole.
+
+        Raises: CheckpointError for a damaged or unfitting file, or an ONNX export; the trainer is then as it was.
+        """
+        self.wait()
+        if path is not None:
+            return self.trainer.restore(self._load(Path(path)), strict=strict)
+        entries = [e for e in self.folder.newest_first() if not e.name.endswith(".onnx")]
+        return self.trainer.restore(self.folder.load_newest(entries)[1], strict=strict)
+
+    def _load(self, path: Path) -> Checkpoint:
+        if path.suffix == ".onnx":
+            told = "an ONNX file is an export without optimizer or random state; resume from .json or .safetensors"
+            raise CheckpointError(f"{path}: {told}")
+        from ..checkpoints import load
+
+        return load(path)
+
+    # ---------------------------------------------------------------------------------------------- what there is
+
+    def list(self) -> Entries:
+        """All files of the folder, the latest first."""
+        return self.folder.newest_first()
+
+    def latest(self) -> Path | None:
+        """The file of the latest step; None if there is none."""
+        return next((self.folder.path / e.name for e in self.list()), None)
+
+    def best(self) -> Path | None:
+        """The file of the best epoch; None if there is none."""
+        found = [e for e in self.folder.entries if e.kind == "best"]
+        return self.folder.path / min(found, key=self._badness).name if found else None
+
+    def wait(self) -> None:
+        """Wait for a file that is being written; raises (or warns of) what went wrong there."""
+        job, self._job = self._job, None
+        if job is None:
+            return
+        try:
+            job.result()
+        except GoMetalError as e:
+            self._complain(e)
+
+    def close(self) -> None:
+        """Finish what is being written and let another manager have the folder."""
+        try:
+            self.wait()
+        finally:
+            if self._worker is not None:
+                self._worker.shutdown()
+            self.folder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --------------------------------------------------------------------------------------------- called by fit
+
+    def on_fit_begin(self, event: Event) -> None:
+        self._try(self.folder.open)
+        self._last_step, self._last_time = self.trainer.step, time.monotonic()
+        self._began, self._spent = time.monotonic(), 0.0
+
+    def on_step_end(self, event: Event) -> None:
+        c, step = self.config, self.trainer.step
+        due = c.every_steps is not None and step - self._last_step >= c.every_steps
+        due = due or (c.every_minutes is not None and time.monotonic() - self._last_time >= 60 * c.every_minutes)
+        if due and not self._over_budget():
+            self._try(self.save_checkpoint, description=f"After step {step}")
+
+    def on_epoch_end(self, event: Event) -> None:
+        metrics, step = event.metrics or {}, self.trainer.step
+        loss, accuracy = (metrics.get(f"val_{k}", metrics.get(k, 0.0)) for k in ("loss", "accuracy"))
+        self._try(self._save_best, event.epoch, step, metrics)
+        self._try(self.save_periodic_checkpoint, event.epoch, step, loss, accuracy)
+
+    def on_interrupt(self, event: Event) -> None:
+        if not self.config.save_on_interrupt or self.config.format == CheckpointFormat.ONNX:
+            return
+        reason = f"{type(event.error).__name__}: {event.error}" if event.error else "interrupted"
+        name = "rescue_checkpoint"
+        self._try(
+            self._save, name, "rescue", self.trainer.epoch, self.trainer.step, f"Saved when fit ended: {reason}", {}
+        )
+        self._try(self.wait)
+
+    def on_fit_end(self, event: Event) -> None:
+        self._try(self.wait)
+
+    # --------------------------------------------------------------------------------------------------- inside
+
+    def _save_best(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> bool:
+        if not self.config.save_best:
+            return False
+        if self.config.best_by_either:
+            loss, accuracy = (float(metrics.get(f"val_{k}", metrics.get(k, math.nan))) for k in ("loss", "accuracy"))
+            if not (loss < self._best_loss or accuracy > self._best_accuracy):
+                return False
+            value = loss
+        else:
+            value = monitored(metrics, self.config.monitor, "CheckpointManager")[1]
+        kept = sorted((e for e in self.folder.entries if e.kind == "best"), key=self._badness)
+        candidate = Entry("", "best", epoch, step, "", 0, value)
+        if not math.isfinite(value):
+            return False
+        full = len(kept) >= self.config.keep_best and not self.config.best_by_either
+        if full and self._badness(candidate) >= self._badness(kept[self.config.keep_best - 1]):
+            return False
+        name = "best_checkpoint" if self.config.keep_best == 1 else f"best_checkpoint_epoch_{epoch}_step_{step}"
+        told = ", ".join(f"{k} {v:.6g}" for k, v in metrics.items() if isinstance(v, float) and k != "learning_rate")
+        self._save(name, "best", epoch, step, f"Best checkpoint - {told}", metrics, value)
+        if self.config.best_by_either:
+            self._best_loss, self._best_accuracy = min(loss, self._best_loss), max(accuracy, self._best_accuracy)
+        return True
+
+    def _badness(self, entry: Entry) -> float:
+        if entry.metric is None or not math.isfinite(entry.metric):
+            return math.inf
+        name = self.config.monitor or "loss"
+        return -entry.metric if (self.config.mode or usual_mode(name)) == "max" else entry.metric
+
+    def _save(
+        self, stem: str, kind: str, epoch: int, step: int, description: str, metrics: Mapping[str, Any],
+        value: float | None = None,
+    ) -> Path:  # fmt: skip
+        start = time.monotonic()
+        self.wait()
+        self.folder.open()
+        checkpoint = self.trainer.checkpoint(description, [f"epoch_{epoch}"])
+        checkpoint.training_state.epoch, checkpoint.training_state.step = epoch, step
+        checkpoint.extras["metrics"] = {k: v for k, v in metrics.items() if v is not None and math.isfinite(v)}
+        path = self.folder.path / f"{stem}{self._suffix}"
+        if self._worker is None:
+            self._write(checkpoint, path, kind, value)
+        else:
+            self._job = self._worker.submit(self._write, checkpoint, path, kind, value)
+        self._last_step, self._last_time = self.trainer.step, time.monotonic()
+        self._spent += time.monotonic() - start
+        return path
+
+    def _write(self, checkpoint: Checkpoint, path: Path, kind: str, value: float | None) -> None:
+        """Write, make durable, enter into the manifest, and only then delete what is not kept; numpy only."""
+        FORMATS[self._format].save(checkpoint, path)
+        state = checkpoint.training_state
+        self.folder.add(Entry(path.name, kind, state.epoch, state.step, checksum(path), path.stat().st_size, value))
+        self.folder.retain(self._kept)
+
+    def _kept(self, entries: Entries) -> Entries:
+        periodic = [e for e in entries if e.kind == "periodic"]
+        if self.config.max_checkpoints > 0:
+            periodic = periodic[-self.config.max_checkpoints :]
+        best = sorted((e for e in entries if e.kind == "best"), key=self._badness)[: self.config.keep_best]
+        return [e for e in entries if e.kind == "rescue" or e in periodic or e in best]
+
+    def _over_budget(self) -> bool:
+        elapsed = time.monotonic() - self._began
+        return self.config.budget is not None and self._spent > self.config.budget * elapsed
+
+    def _try(self, call: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            call(*args, **kwargs)
+        except CheckpointError as e:
+            self._complain(e)
+
+    def _complain(self, error: GoMetalError) -> None:
+        if self.config.on_error == "raise":
+            raise error
+        warnings.warn(f"{error}; training goes on", stacklevel=4)
