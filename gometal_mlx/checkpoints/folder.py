@@ -23,6 +23,7 @@ from .checkpoint import Checkpoint
 from .formats import FORMATS, load
 
 MANIFEST = "manifest.json"
+DEFAULT_PATTERN = "checkpoint_epoch_%d_step_%d"  # go-metal's
 LOCK = ".lock"
 MANIFEST_VERSION = 1
 KINDS = ("periodic", "best", "rescue")

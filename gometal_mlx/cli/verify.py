@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoints import CheckpointFormat, load
+from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder
 from ..checkpoints.formats import format_of
 from ..errors import CheckpointError, GoMetalError
 from ..layers import Model
@@ -17,16 +18,16 @@ from ..layers import Model
 
 def add_parser(subparsers: Any) -> None:
     """Declare the subcommand."""
-    p = subparsers.add_parser(
-        "verify", help="check that a file is whole, consistent and runs; ONNX against onnxruntime"
-    )
-    p.add_argument("file")
+    p = subparsers.add_parser("verify", help="check that a file, or a folder of them, is whole, consistent and runs")
+    p.add_argument("file", help="a checkpoint, or the folder of a CheckpointManager")
     p.add_argument("--tolerance", type=float, default=1e-5, help="ONNX: largest relative difference (default 1e-5)")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, build, run; for ONNX compare."""
+    """Load, build, run; for ONNX compare; in a folder check every file of the manifest."""
+    if Path(args.file).is_dir():
+        return _folder(Path(args.file))
     if format_of(args.file) == CheckpointFormat.ONNX and Path(args.file).is_file():
         from ..checkpoints.onnx import verify_file
 
@@ -46,4 +47,22 @@ def run(args: argparse.Namespace) -> int:
     for note in checkpoint.notes:
         print(f"note: {note}")
     print(f"{args.file}: ok; {checkpoint!r}")
+    return 0
+
+
+def _folder(path: Path) -> int:
+    folder = CheckpointFolder(path, DEFAULT_PATTERN)
+    if not folder.entries:
+        raise CheckpointError(f"{path}: no checkpoint in it")
+    broken = 0
+    for entry in folder.newest_first():
+        try:
+            folder.check(entry)
+            load(path / entry.name)
+            print(f"{path / entry.name}: ok; {entry.kind}, epoch {entry.epoch}, step {entry.step}")
+        except GoMetalError as e:
+            broken += 1
+            print(e)
+    if broken:
+        raise CheckpointError(f"{path}: {broken} of {len(folder.entries)} files are damaged")
     return 0

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..checkpoints import Checkpoint, CheckpointFormat
-from ..checkpoints.folder import CheckpointFolder, Entry, checksum
+from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder, Entry, checksum
 from ..checkpoints.formats import FORMATS, CheckpointSaver
 from ..errors import CheckpointError, GoMetalError, SpecError
 from .callbacks import Callback, Event, monitored, usual_mode
 from .resumable import RestoreReport, ResumableTrainer
-
-DEFAULT_PATTERN = "checkpoint_epoch_%d_step_%d"
 
 Entries = list[Entry]  # the class has a method of that name
 
