@@ -5,14 +5,20 @@ from .builder import LayerFactory, ModelBuilder
 from .model import Model
 from .registry import (
     ELU,
+    Affine,
+    AvgPool2D,
     BatchNorm,
     Conv2D,
     Dense,
     Dropout,
+    Flatten,
+    GlobalAvgPool2D,
     LayerType,
     LeakyReLU,
+    LogSoftmax,
     MaxPool2D,
     ReLU,
+    ReLU6,
     Sigmoid,
     Softmax,
     Swish,
@@ -21,6 +27,7 @@ from .registry import (
 from .spec import LayerSpec, ModelSpec
 
 __all__ = [
-    "ELU", "BatchNorm", "Conv2D", "Dense", "Dropout", "Layer", "LayerFactory", "LayerSpec", "LayerType", "LeakyReLU",
-    "MaxPool2D", "Model", "ModelBuilder", "ModelSpec", "Param", "ReLU", "Sigmoid", "Softmax", "Swish", "Tanh",
+    "ELU", "Affine", "AvgPool2D", "BatchNorm", "Conv2D", "Dense", "Dropout", "Flatten", "GlobalAvgPool2D", "Layer",
+    "LayerFactory", "LayerSpec", "LayerType", "LeakyReLU", "LogSoftmax", "MaxPool2D", "Model", "ModelBuilder",
+    "ModelSpec", "Param", "ReLU", "ReLU6", "Sigmoid", "Softmax", "Swish", "Tanh",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from ..errors import SpecError
 LAYERS: dict[int, type[Layer]] = {}  # LayerType code -> class; filled by Layer.__init_subclass__
 
 Init = Callable[[mx.array | None], mx.array]  # from a random key (None: MLX's global generator) to the first value
+FLATTEN_OPS = ("Flatten", "Reshape", "Squeeze")  # ONNX operators that may make (N, everything else)
 STATISTICS = ("running_mean", "running_var")  # kinds that are stored but neither trained nor counted
 
 
@@ -56,8 +57,11 @@ class GraphWriter(Protocol):
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append a node named after the layer and return the name of its output."""
 
-    def weight(self, param: str) -> str:
-        """The initializer ``<layer>.<param>``, from the model's weights."""
+    def weight(self, param: str, shape: Shape | None = None) -> str:
+        """The initializer ``<layer>.<param>``, from the model's weights; reshaped if a shape is given."""
+
+    def scalar(self, name: str, value: float) -> str:
+        """An initializer ``<layer>.<name>`` of rank 0."""
 
     def constant(self, param: str, value: FloatArray) -> str:
         """An initializer ``<layer>.<param>`` that is not among the weights."""
@@ -70,9 +74,12 @@ class Match(Protocol):
     """A run of ONNX nodes that fits one of a layer's ``onnx_patterns``."""
 
     name: str
-    input_shape: Shape
     opset: int
     from_gometal: bool
+
+    @property
+    def input_shape(self) -> Shape:
+        """What comes in, NCHW."""
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -86,6 +93,9 @@ class Match(Protocol):
 
     def data_first(self, node: int) -> bool:
         """Whether the node's first input is the data tensor (and not a constant)."""
+
+    def flattens(self, node: int) -> bool:
+        """Whether a Flatten, Reshape or Squeeze makes ``(N, everything else)`` of the match's input."""
 
     def note(self, text: str) -> None:
         """Report a repair."""
@@ -105,6 +115,7 @@ class Layer:
         tuple[str, ...]
     ] = ()  # JSON keys computed from the input shape (``aliases`` may name them, too)
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    any_layout: ClassVar[bool] = False  # reads ONNX nodes whatever the order of the axes (see Match.consts)
     go_metal_limit: ClassVar[str] = ""  # what go-metal itself cannot do with a model that has this layer
 
     name: str
@@ -210,6 +221,8 @@ class Layer:
 
 class Activation(Layer):
     """A layer without weights that keeps its input's shape; written as one ONNX node of its own name."""
+
+    any_layout: ClassVar[bool] = True
 
 
 def fields(layer: type[Layer]) -> list[dataclasses.Field[Any]]:

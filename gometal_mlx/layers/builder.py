@@ -10,13 +10,19 @@ from ..errors import SpecError
 from .base import Layer
 from .registry import (
     ELU,
+    Affine,
+    AvgPool2D,
     BatchNorm,
     Conv2D,
     Dense,
     Dropout,
+    Flatten,
+    GlobalAvgPool2D,
     LeakyReLU,
+    LogSoftmax,
     MaxPool2D,
     ReLU,
+    ReLU6,
     Sigmoid,
     Softmax,
     Swish,
@@ -124,6 +130,38 @@ class ModelBuilder:
     def add_swish(self, name: str | None = None) -> Self:
         """Append a Swish layer."""
         return self._add(Swish, name)
+
+    def add_flatten(self, name: str | None = None) -> Self:
+        """Append a Flatten layer (a Dense layer does it by itself)."""
+        return self._add(Flatten, name)
+
+    def add_avg_pool2d(
+        self, pool_size: int = 2, stride: int | None = None, padding: int = 0, count_include_pad: bool = True,
+        name: str | None = None,
+    ) -> Self:  # fmt: skip
+        """Append an AvgPool2D layer; ``stride`` None means ``pool_size``."""
+        if stride is not None and stride == 0:
+            raise SpecError(f"AvgPool2D {name!r}: stride must be at least 1 (or None: pool_size), got 0")
+        return self._add(
+            AvgPool2D, name, pool_size=pool_size, stride=0 if stride is None else stride, padding=padding,
+            count_include_pad=count_include_pad,
+        )  # fmt: skip
+
+    def add_global_avg_pool2d(self, name: str | None = None) -> Self:
+        """Append a GlobalAvgPool2D layer."""
+        return self._add(GlobalAvgPool2D, name)
+
+    def add_log_softmax(self, axis: int = -1, name: str | None = None) -> Self:
+        """Append a LogSoftmax layer."""
+        return self._add(LogSoftmax, name, axis=axis)
+
+    def add_relu6(self, name: str | None = None) -> Self:
+        """Append a ReLU6 layer."""
+        return self._add(ReLU6, name)
+
+    def add_affine(self, name: str | None = None) -> Self:
+        """Append an Affine layer."""
+        return self._add(Affine, name)
 
     def add_layer(self, layer_spec: LayerSpec | Layer) -> Self:
         """Append any layer, as a LayerSpec (from LayerFactory or a file) or as a typed layer."""
@@ -238,3 +276,37 @@ class LayerFactory:
     def create_dropout_spec(self, rate: float = 0.5, name: str = "dropout") -> LayerSpec:
         """A Dropout layer."""
         return self._spec(Dropout(name=name, rate=rate))
+
+    def create_flatten_spec(self, name: str = "flatten") -> LayerSpec:
+        """A Flatten layer."""
+        return self._spec(Flatten(name=name))
+
+    def create_avg_pool2d_spec(
+        self,
+        pool_size: int = 2,
+        stride: int = 0,
+        padding: int = 0,
+        count_include_pad: bool = True,
+        name: str = "avg_pool2d",
+    ) -> LayerSpec:
+        """An AvgPool2D layer; ``stride`` 0 means ``pool_size``."""
+        layer = AvgPool2D(
+            name=name, pool_size=pool_size, stride=stride, padding=padding, count_include_pad=count_include_pad
+        )
+        return self._spec(layer)
+
+    def create_global_avg_pool2d_spec(self, name: str = "global_avg_pool2d") -> LayerSpec:
+        """A GlobalAvgPool2D layer."""
+        return self._spec(GlobalAvgPool2D(name=name))
+
+    def create_log_softmax_spec(self, axis: int = -1, name: str = "log_softmax") -> LayerSpec:
+        """A LogSoftmax layer."""
+        return self._spec(LogSoftmax(name=name, axis=axis))
+
+    def create_relu6_spec(self, name: str = "relu6") -> LayerSpec:
+        """A ReLU6 layer."""
+        return self._spec(ReLU6(name=name))
+
+    def create_affine_spec(self, name: str = "affine") -> LayerSpec:
+        """An Affine layer."""
+        return self._spec(Affine(name=name))

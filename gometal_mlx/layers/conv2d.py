@@ -33,7 +33,7 @@ class Conv2D(Layer):
     code: ClassVar[int] = 1
     aliases = {"out_channels": "output_channels", "in_channels": "input_channels"}
     derived_keys: ClassVar[tuple[str, ...]] = ("input_channels",)
-    onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Conv",),)
+    onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Conv", "Add"), ("Conv",))
 
     output_channels: int
     kernel_size: int
@@ -87,6 +87,12 @@ class Conv2D(Layer):
             raise m.refuse(
                 0, f"weight {weight.shape} needs {weight.shape[1]} input channels, the input has {m.input_shape[1]}"
             )
+        if m.ops[-1] == "Add":
+            added = m.consts(1)
+            per_channel = added and added[0].shape[-3:] == (weight.shape[0], 1, 1) and added[0].size == weight.shape[0]
+            if len(consts) > 1 or not per_channel:
+                return None  # the Conv alone is a layer; what is added may be another
+            consts = [weight, added[0].reshape(-1)]
         layer = cls(
             name=m.name, output_channels=weight.shape[0], kernel_size=kernel, stride=stride, padding=padding,
             use_bias=len(consts) > 1,

@@ -12,7 +12,7 @@ import numpy as np
 from .._types import FloatArray, Params, Shape
 from ..errors import ShapeError
 from ._layout import to_public
-from .base import GraphWriter, Layer, Match, Param, constant, he_normal
+from .base import FLATTEN_OPS, GraphWriter, Layer, Match, Param, constant, he_normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,12 @@ class Dense(Layer):
     """
 
     code: ClassVar[int] = 0
+    any_layout: ClassVar[bool] = True
     derived_keys: ClassVar[tuple[str, ...]] = ("input_size",)
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = tuple(
-        (*flatten, *core) for core in (("MatMul", "Add"), ("MatMul",), ("Gemm",)) for flatten in (("Flatten",), ())
+        (*flatten, *core)
+        for core in (("MatMul", "Add"), ("MatMul",), ("Gemm",))
+        for flatten in (*((op,) for op in FLATTEN_OPS), ())
     )
 
     output_size: int
@@ -70,9 +73,9 @@ class Dense(Layer):
 
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
-        at = 1 if m.ops[0] == "Flatten" else 0
-        if at and m.attr(0, "axis", 1) not in (1, 1 - len(m.input_shape)):
-            raise m.refuse(0, f"Flatten must keep the batch axis (axis 1), got axis {m.attr(0, 'axis', 1)}")
+        at = 1 if m.ops[0] in FLATTEN_OPS else 0
+        if at and not m.flattens(0):
+            raise m.refuse(0, f"it must keep the batch and flatten the rest of the input {m.input_shape}")
         if not at and len(m.input_shape) != 2 and not m.from_gometal:
             raise m.refuse(at, f"input of rank {len(m.input_shape)}; a Dense layer needs rank 2 or a Flatten before it")
         consts = m.consts(at)

@@ -26,6 +26,7 @@ class Dropout(Layer):
     """
 
     code: ClassVar[int] = 5
+    any_layout: ClassVar[bool] = True
     constants = {"training": True}
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Dropout",),)
     go_metal_limit = "go-metal never drops anything, in training either"

@@ -2,23 +2,29 @@
 
 from enum import IntEnum
 
+from .affine import Affine
+from .avg_pool2d import AvgPool2D
 from .base import LAYERS
 from .batch_norm import BatchNorm
 from .conv2d import Conv2D
 from .dense import Dense
 from .dropout import Dropout
 from .elu import ELU
+from .flatten import Flatten
+from .global_avg_pool2d import GlobalAvgPool2D
 from .leaky_relu import LeakyReLU
+from .log_softmax import LogSoftmax
 from .max_pool2d import MaxPool2D
 from .relu import ReLU
+from .relu6 import ReLU6
 from .sigmoid import Sigmoid
 from .softmax import Softmax
 from .swish import Swish
 from .tanh import Tanh
 
 __all__ = [
-    "ELU", "BatchNorm", "Conv2D", "Dense", "Dropout", "LayerType", "LeakyReLU", "MaxPool2D", "ReLU", "Sigmoid",
-    "Softmax", "Swish", "Tanh", "type_name",
+    "ELU", "Affine", "AvgPool2D", "BatchNorm", "Conv2D", "Dense", "Dropout", "Flatten", "GlobalAvgPool2D", "LayerType",
+    "LeakyReLU", "LogSoftmax", "MaxPool2D", "ReLU", "ReLU6", "Sigmoid", "Softmax", "Swish", "Tanh", "type_name",
 ]  # fmt: skip
 
 # A static enum would be a second list of layers to keep; mypy cannot see through this one.

@@ -65,38 +65,46 @@ def check_proto(data: bytes, where: str) -> None:
         raise CheckpointError(f"{where}: the onnx checker objects: {_one_line(e)}") from e
 
 
-def session(data: bytes, where: str) -> Any:
+def session(source: bytes | Path, where: str) -> Any:
     """An onnxruntime session on the CPU; CheckpointError if onnxruntime refuses the model."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions; warnings on stderr would only repeat them
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            source if isinstance(source, bytes) else str(source), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as e:  # onnxruntime's own exception types have no common base but Exception
         raise CheckpointError(f"{where}: onnxruntime refuses the model: {_one_line(e)}") from e
 
 
-def run(running: Any, x: FloatArray) -> FloatArray:
-    """The first output for a batch."""
+def run(running: Any, x: FloatArray, output: str | None = None) -> FloatArray:
+    """The named (or first) output for a batch."""
     given = running.get_inputs()[0]
     kind = {"tensor(double)": np.float64, "tensor(float16)": np.float16}.get(given.type, np.float32)
-    result: FloatArray = running.run(None, {given.name: x.astype(kind)})[0]
+    result: FloatArray = running.run(output and [output], {given.name: x.astype(kind)})[0]
     return result.astype(np.float32)
 
 
 def compare(
-    data: bytes,
+    source: bytes | Path,
     model: Model,
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     tolerance: float = TOLERANCE,
     seed: int = 0,
     where: str = "export",
+    channels_last: bool = False,
+    output: str | None = None,
 ) -> VerifyReport:
     """Run both on the same normal random batches; of rows so large that memory might not do, on one at a time.
 
+    Args:
+        source: the serialised model, or its path (where tensors lie in other files).
+        channels_last: the file takes (N, H, W, C).
+        output: which of the file's outputs; None is the first.
     Raises: CheckpointError if onnxruntime refuses the model or a batch.
     """
-    running = session(data, where)
+    running = session(source, where)
     baked = running.get_inputs()[0].shape[0]
     if isinstance(baked, int):  # the file takes no other batch size
         batch_sizes = (baked,)
@@ -113,7 +121,7 @@ def compare(
             x = rng.standard_normal((n, *model.spec.input_shape[1:])).astype(np.float32)
             ours = np.asarray(model(mx.array(x)))
             try:
-                theirs = run(running, x)
+                theirs = run(running, x.transpose(0, 2, 3, 1) if channels_last else x, output)
             except Exception as e:  # as above
                 raise CheckpointError(f"{where}: onnxruntime fails on a batch of {n}: {_one_line(e)}") from e
             if theirs.shape != ours.shape:

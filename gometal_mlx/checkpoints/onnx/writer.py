@@ -142,11 +142,15 @@ class _Graph:
         self._taken |= {found, f"{found}_output"}
         return found
 
-    def weight(self, param: str) -> str:
+    def scalar(self, name: str, value: float) -> str:
+        return self.constant(name, np.array(value, np.float32))
+
+    def weight(self, param: str, shape: Shape | None = None) -> str:
         name = f"{self._layer}.{param}"
         if name not in self._weights:
             raise CheckpointError(f"{name}: the layer writes a weight it does not have")
-        return self.constant(param, self._weights[name])
+        data = self._weights[name]
+        return self.constant(param, data if shape is None else data.reshape(shape))
 
     def constant(self, param: str, value: FloatArray) -> str:
         name = f"{self._layer}.{param}"

@@ -1,0 +1,99 @@
+"""Operators on constants, computed while a graph is read, the shape arithmetic of exporters included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from ...errors import CheckpointError, UnsupportedError
+
+if TYPE_CHECKING:
+    from .graph import Node
+
+BATCH = -(2**40)  # stands for the batch size in a constant that describes a shape
+_UNKNOWN = -(2**41)  # any other dimension: nothing that depends on it is understood
+_MAX_RANK = 8
+_FLOAT_KINDS = tuple(onnx.TensorProto.DataType.Value(n) for n in ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"))
+
+
+def fold(node: Node, inputs: Sequence[Any], opset: int) -> Any:
+    """The value of a node whose inputs are constants (``Shape`` takes any: the batch stays a symbol).
+
+    Raises: UnsupportedError if it is not understood, CheckpointError if its inputs do not fit each other.
+    """
+    try:
+        value = _value(node, inputs, opset)
+    except (ValueError, IndexError, TypeError, KeyError) as e:
+        raise CheckpointError(f"{node}: its constants do not fit it: {e}") from e
+    symbols = value.dtype.kind in "iu" and value.size and value.min() < -(2**31)
+    if symbols and node.op in ("Add", "Sub", "Mul", "Div", "Neg"):
+        raise UnsupportedError(f"{node}: computes with the batch size")
+    return value
+
+
+def _value(node: Node, inputs: Sequence[Any], opset: int) -> Any:
+    if node.op == "Shape":
+        if node.attributes.get("start", 0) or "end" in node.attributes:
+            raise UnsupportedError(f"{node}: only whole shapes are read")
+        return np.array([BATCH] + [_UNKNOWN] * (_MAX_RANK - 1), np.int64)
+    return _RULES[node.op](node.attributes, list(inputs), opset)
+
+
+def _axes(a: dict[str, Any], inputs: list[Any], opset: int) -> tuple[int, ...] | None:
+    given = a.get("axes") if opset < 13 else (inputs[1].tolist() if len(inputs) > 1 else None)
+    return None if given is None else tuple(given)
+
+
+def _reshape(a: dict[str, Any], inputs: list[Any], opset: int) -> Any:
+    return inputs[0].reshape([inputs[0].shape[i] if d == 0 else d for i, d in enumerate(inputs[1].tolist())])
+
+
+def _cast(a: dict[str, Any], inputs: list[Any], opset: int) -> Any:
+    kind = np.float32 if a["to"] in _FLOAT_KINDS else onnx.helper.tensor_dtype_to_np_dtype(a["to"])
+    return inputs[0].astype(kind)
+
+
+def _arithmetic(function: Any) -> Any:
+    def compute(a: dict[str, Any], inputs: list[Any], opset: int) -> Any:
+        if function is np.divide and inputs[0].dtype.kind in "iu":
+            raise ValueError("division of whole numbers")
+        with np.errstate(all="ignore"):  # whoever uses the result checks that it is finite
+            return np.asarray(function(*inputs)).astype(inputs[0].dtype)
+
+    return compute
+
+
+def _slice(a: dict[str, Any], inputs: Sequence[Any]) -> Any:
+    if "starts" in a:  # before opset 10
+        starts, ends, axes, steps = a["starts"], a["ends"], a.get("axes"), None
+    else:
+        starts, ends, axes, steps = ([*inputs[1:], None, None, None])[:4]
+    starts, ends = np.asarray(starts).tolist(), np.asarray(ends).tolist()
+    axes = list(range(len(starts))) if axes is None else np.asarray(axes).tolist()
+    steps = [1] * len(starts) if steps is None else np.asarray(steps).tolist()
+    index: list[Any] = [slice(None)] * inputs[0].ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        index[axis] = slice(start, end, step)
+    return inputs[0][tuple(index)]
+
+
+_RULES = {
+    "Gather": lambda a, x, _: np.asarray(np.take(x[0], x[1], axis=a.get("axis", 0))),
+    "Slice": lambda a, x, _: _slice(a, x),
+    "Concat": lambda a, x, _: np.concatenate(x, axis=a["axis"]),
+    "Unsqueeze": lambda a, x, opset: np.expand_dims(x[0], _axes(a, x, opset) or ()),
+    "Squeeze": lambda a, x, opset: np.squeeze(x[0], _axes(a, x, opset)),
+    "Reshape": _reshape,
+    "Transpose": lambda a, x, _: np.transpose(x[0], a.get("perm")),
+    "Cast": _cast,
+    "Identity": lambda a, x, _: x[0],
+    "Neg": _arithmetic(np.negative),
+    "Add": _arithmetic(np.add),
+    "Sub": _arithmetic(np.subtract),
+    "Mul": _arithmetic(np.multiply),
+    "Div": _arithmetic(np.divide),
+}
+FOLDED = ("Shape", *_RULES)

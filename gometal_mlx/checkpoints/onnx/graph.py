@@ -1,0 +1,298 @@
+"""An ONNX file as a small graph: parsed, checked, pruned to one output, everything constant computed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+from ..._types import FloatArray, Shape
+from ...errors import CheckpointError, UnsupportedError
+from ...layers.base import LAYERS
+from ...layers.spec import MAX_ELEMENTS
+from .folding import FOLDED, fold
+from .writer import NEWEST_OPSET
+
+MAX_NODES = 10_000
+OLDEST_READ = 7  # before it broadcasting had other rules
+# go-metal writes attributes without their type; proto3 then leaves a zero out altogether
+_UNTYPED = {"kernel_shape": "ints", "strides": "ints", "pads": "ints", "dilations": "ints", "axis": "i", "group": "i"}
+_UNTYPED |= {"alpha": "f", "epsilon": "f", "momentum": "f", "ratio": "f"}
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+LAYOUT_OPS = ("Identity", "Cast", "Transpose")  # understood by the walk itself
+
+
+@dataclass
+class Node:
+    """One operator with its attributes; ``read`` collects those that a layer has looked at."""
+
+    op: str
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, Any]
+    read: set[str] = field(default_factory=set)
+
+    def __str__(self) -> str:
+        return f"node {self.name!r} ({self.op if self.op.isidentifier() else repr(self.op)})"
+
+
+class Graph:
+    """The nodes with their constants resolved, and who consumes what.
+
+    Args:
+        opset: of the default domain.
+        external: the folder whose files tensors may lie in; None reads nothing but the file itself.
+    """
+
+    def __init__(self, opset: int, external: Path | None = None) -> None:
+        self.opset, self.external = opset, external
+        self.nodes: list[Node] = []
+        self.constants: dict[str, FloatArray] = {}
+        self.consumers: dict[str, list[Node]] = defaultdict(list)
+        self.notes: list[str] = []
+        self.input, self.output, self.output_name = "", "", ""
+        self.input_shape: Shape = (1,)
+        self.element_type = int(TensorProto.FLOAT)
+
+    @classmethod
+    def read(cls, proto: onnx.ModelProto, external: Path | None = None) -> Graph:
+        """Parse and check; every node that no layer could take is in one message.
+
+        Raises: CheckpointError for a damaged graph, UnsupportedError for one that is no chain of known operators.
+        """
+        g = proto.graph
+        versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
+        if not versions or not OLDEST_READ <= max(versions) <= NEWEST_OPSET:
+            told = f"opset {max(versions, default='missing')}: {OLDEST_READ} to {NEWEST_OPSET} are read"
+            raise UnsupportedError(told)
+        graph = cls(max(versions), external)
+        if len(g.node) > MAX_NODES:
+            raise UnsupportedError(f"{len(g.node)} nodes; at most {MAX_NODES} are read")
+        for tensor in g.initializer:
+            if tensor.name in graph.constants:
+                raise CheckpointError(f"initializer {tensor.name!r} stands twice")
+            graph.constants[tensor.name] = array_of(tensor, external)
+        if g.sparse_initializer:
+            raise UnsupportedError("sparse initializers are not supported")
+        graph._choose_ends(g)
+        graph._take_nodes(graph._needed(g.node))
+        graph._connect()
+        return graph
+
+    def _choose_ends(self, g: onnx.GraphProto) -> None:
+        """The one input that is no initializer, and the output; of several the only one that is a float matrix."""
+        inputs = [i for i in g.input if i.name not in self.constants]
+        if len(inputs) != 1:
+            raise UnsupportedError(f"{len(inputs)} inputs ({', '.join(i.name for i in inputs[:5])}); a model has one")
+        tensor = inputs[0].type.tensor_type
+        if tensor.elem_type not in _FLOATS:
+            raise UnsupportedError(f"input {inputs[0].name!r}: element type {tensor.elem_type}; float needed")
+        dims = [d.dim_value for d in tensor.shape.dim]
+        if len(dims) < 2 or any(d < 1 for d in dims[1:]):
+            raise UnsupportedError(f"input {inputs[0].name!r}: shape {dims}; all but the batch must be known")
+        outputs = [o.name for o in g.output]
+        if len(outputs) > 1:
+            floats = [o.name for o in g.output if o.type.tensor_type.elem_type in _FLOATS]
+            if len(floats) != 1:
+                raise UnsupportedError(f"{len(outputs)} outputs ({', '.join(outputs[:5])}); a model has one")
+            self.notes.append(
+                f"took the output {floats[0]!r}; {', '.join(n for n in outputs if n not in floats)} is left out"
+            )
+            outputs = floats
+        if not outputs:
+            raise CheckpointError("the graph has no output")
+        self.input, self.output, self.element_type = inputs[0].name, outputs[0], tensor.elem_type
+        self.output_name = self.output  # the walk may end at a tensor that Identity nodes rename
+        self.input_shape = (dims[0] if dims[0] > 0 else 1, *dims[1:])
+
+    def _needed(self, nodes: Iterable[onnx.NodeProto]) -> list[tuple[int, onnx.NodeProto]]:
+        """The nodes that the output depends on, in their order."""
+        numbered = list(enumerate(nodes))
+        makers: dict[str, tuple[int, onnx.NodeProto]] = {}
+        for i, n in numbered:
+            for name in filter(None, n.output):
+                if name in makers or name in self.constants or name == self.input:
+                    told = f"node {n.name or n.op_type!r} ({n.op_type})"
+                    raise CheckpointError(f"{told}: its output {name!r} is made twice")
+                makers[name] = (i, n)
+        wanted, needed = [self.output], set[int]()
+        while wanted:
+            if (maker := makers.get(wanted.pop())) and maker[0] not in needed:
+                needed.add(maker[0])
+                wanted += maker[1].input
+        return [(i, n) for i, n in numbered if i in needed]
+
+    def _take_nodes(self, protos: list[tuple[int, onnx.NodeProto]]) -> None:
+        problems = []
+        waiting = [(_node(n, i, self.opset), n.domain) for i, n in protos]
+        for node, domain in waiting:
+            if domain not in ("", "ai.onnx"):
+                problems.append(f"{node}: domain {domain!r} is unknown")
+            elif node.op == "Constant":
+                self.constants[node.outputs[0]] = _constant(node)
+        progress = True
+        while progress:  # nodes need not be in order
+            progress = False
+            for node in [n for n, _ in waiting if n.op in FOLDED and n.outputs[0] not in self.constants]:
+                if all(not i or i in self.constants for i in node.inputs) or node.op == "Shape":
+                    self.constants[node.outputs[0]] = fold(
+                        node, [self.constants.get(i) for i in node.inputs], self.opset
+                    )
+                    progress = True
+        self.nodes = [n for n, _ in waiting if n.outputs[0] not in self.constants]
+        known = {op for layer in LAYERS.values() for pattern in layer.onnx_patterns for op in pattern} | {*LAYOUT_OPS}
+        problems += [f"{n}: no layer does this" for n, d in waiting if n in self.nodes and not d and n.op not in known]
+        if problems:
+            raise UnsupportedError("; ".join(problems))
+
+    def _connect(self) -> None:
+        for node in [n for n in self.nodes if n.op == "Identity" or self._is_identity_cast(n)]:
+            self._bypass(node)
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                if name and name not in self.constants:
+                    self.consumers[name].append(node)
+
+    def _is_identity_cast(self, node: Node) -> bool:
+        return node.op == "Cast" and node.attributes.get("to") == self.element_type
+
+    def _bypass(self, node: Node) -> None:
+        source, result = node.inputs[0], node.outputs[0]
+        if result == self.output and source == self.input:
+            return  # a graph that only hands its input on
+        self.nodes.remove(node)
+        if result == self.output:
+            self.output = source
+        for other in self.nodes:
+            other.inputs = [source if name == result else name for name in other.inputs]
+
+
+def _node(n: onnx.NodeProto, position: int, opset: int) -> Node:
+    """The node with its attributes read, after a check against its operator's schema."""
+    name = n.name or f"{n.op_type.lower()}_{position + 1}"
+    node = Node(n.op_type, name, list(n.input), list(n.output), {})
+    schema = None
+    if n.domain in ("", "ai.onnx") and onnx.defs.has(n.op_type, max_inclusive_version=opset):
+        schema = onnx.defs.get_schema(n.op_type, opset)
+        if not schema.min_input <= len(n.input) <= schema.max_input:
+            raise CheckpointError(f"{node}: {len(n.input)} inputs; it takes {schema.min_input} to {schema.max_input}")
+    if not n.output:
+        raise CheckpointError(f"{node}: has no output")
+    for a in n.attribute:
+        node.attributes[a.name] = _attribute(a, node, schema)
+    return node
+
+
+def array_of(tensor: TensorProto, external: Path | None = None) -> FloatArray:
+    """A tensor's numbers, checked against its dimensions before any memory is spent on them."""
+    where = f"tensor {tensor.name!r}"
+    if any(d < 0 for d in tensor.dims) or (count := math.prod(tensor.dims)) > MAX_ELEMENTS:
+        raise CheckpointError(f"{where}: dimensions {list(tensor.dims)} are impossible")
+    try:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except (KeyError, TypeError) as e:
+        raise CheckpointError(f"{where}: element type {tensor.data_type} is unknown") from e
+    if tensor.data_type == TensorProto.STRING:
+        raise UnsupportedError(f"{where}: texts are no weights")
+    array: Any
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raw = _external_bytes(tensor, where, external, count * kind.itemsize)
+        array = np.frombuffer(raw, kind.newbyteorder("<")).reshape(tuple(tensor.dims))
+        found: FloatArray = array.astype(np.float32 if tensor.data_type in _FLOATS else kind)
+        return found
+    if tensor.HasField("raw_data"):
+        held = len(tensor.raw_data) // max(kind.itemsize, 1)
+        exact = len(tensor.raw_data) == count * kind.itemsize
+    else:
+        held = max(
+            map(len, (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data))
+        )
+        exact = held == count
+    if not exact:
+        raise CheckpointError(f"{where}: dimensions {list(tensor.dims)} need {count} numbers, the file has {held}")
+    try:
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as e:
+        raise CheckpointError(f"{where}: cannot be read: {e}") from e
+    numbers: FloatArray = array.astype(np.float32) if tensor.data_type in _FLOATS else array
+    return numbers
+
+
+def _external_bytes(tensor: TensorProto, where: str, folder: Path | None, size: int) -> bytes:
+    """A tensor's bytes from another file: only when asked for, only from the folder, only as many as it needs."""
+    if folder is None:
+        told = "its data lies in another file; load(path, external_data=True) reads that, too"
+        raise UnsupportedError(f"{where}: {told}")
+    entries = {e.key: e.value for e in tensor.external_data}
+    name = entries.get("location", "")
+    path = folder / name
+    inside = name and not Path(name).is_absolute() and folder.resolve() in path.resolve().parents
+    if not inside or path.is_symlink():
+        raise CheckpointError(f"{where}: external data {name!r} is not a plain file inside the model's folder")
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
+        with path.open("rb") as file:
+            if offset < 0 or length != size or path.stat().st_size < offset + size:
+                told = f"{length} bytes at {offset} of {path.stat().st_size}; {size} needed"
+                raise CheckpointError(f"{where}: external data {name!r} is damaged: {told}")
+            file.seek(offset)
+            data: bytes = file.read(size)
+            return data
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{where}: external data {name!r} cannot be read: {e}") from e
+
+
+def check_texts(proto: onnx.ModelProto) -> None:
+    """Names must be UTF-8: protobuf hands over bytes where they are not."""
+    g = proto.graph
+    texts = [proto.producer_name, proto.producer_version, *(p.key for p in proto.metadata_props)]
+    texts += [*(p.value for p in proto.metadata_props), *(t.name for t in g.initializer)]
+    for v in (*g.input, *g.output):
+        texts += [v.name, *(d.dim_param for d in v.type.tensor_type.shape.dim)]
+    for n in g.node:
+        texts += [n.name, n.op_type, n.domain, *n.input, *n.output, *(a.name for a in n.attribute)]
+    if any(not isinstance(t, str) for t in texts):
+        raise CheckpointError("a name in it is not UTF-8; the file is damaged")
+
+
+def _attribute(a: AttributeProto, node: Node, schema: onnx.defs.OpSchema | None) -> Any:
+    if a.ref_attr_name:
+        raise UnsupportedError(f"{node}: attribute {a.name!r} refers to a function's; functions are not supported")
+    declared = schema.attributes.get(a.name) if schema else None
+    if declared and a.type != AttributeProto.UNDEFINED and a.type != declared.type.value:  # type: ignore[attr-defined]  # stubs lack it
+        raise CheckpointError(f"{node}: attribute {a.name!r} has another type than its operator declares")
+    if a.type == AttributeProto.UNDEFINED:
+        kind = _UNTYPED.get(a.name)
+        if kind is None:
+            raise UnsupportedError(f"{node}: attribute {a.name!r} has no type")
+        value = getattr(a, kind)
+        return list(value) if kind == "ints" else value
+    if a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+        raise UnsupportedError(f"{node}: attribute {a.name!r} holds a graph; control flow is not supported")
+    if a.type == AttributeProto.TENSOR:
+        return array_of(a.t)
+    try:
+        value = onnx.helper.get_attribute_value(a)
+    except ValueError as e:
+        raise CheckpointError(f"{node}: attribute {a.name!r} cannot be read") from e
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _constant(node: Node) -> FloatArray:
+    for key, value in node.attributes.items():
+        if key == "value":
+            tensor: FloatArray = value
+            return tensor
+        if key in ("value_float", "value_floats"):
+            return np.asarray(value, np.float32)
+        if key in ("value_int", "value_ints"):
+            return np.asarray(value, np.int64)
+    raise UnsupportedError(f"{node}: only numbers are read as constants")

@@ -1,0 +1,50 @@
+"""Global average pooling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import mlx.core as mx
+
+from .._types import FloatArray, Params, Shape
+from ..errors import ShapeError
+from .base import GraphWriter, Layer, Match
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalAvgPool2D(Layer):
+    """Mean of each channel over height and width (Lin et al. 2013).
+
+    Shapes: input ``(N, C, H, W)``; output ``(N, C, 1, 1)``, which a Dense layer takes.
+    ONNX: ``GlobalAveragePool``; also reads ``ReduceMean`` over both axes that keeps them.
+    Raises: ShapeError if the input is not 4-D.
+    Source: the ONNX operator GlobalAveragePool.
+    """
+
+    code: ClassVar[int] = 102
+    onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("GlobalAveragePool",), ("ReduceMean",))
+    go_metal_limit = "go-metal does not know this layer"
+
+    def output_shape(self, x: Shape) -> Shape:
+        if len(x) != 4:
+            kind = f"GlobalAvgPool2D {self.name!r}"
+            raise ShapeError(f"{kind}: input needs rank 4 (batch, channels, height, width), got shape {x}")
+        return (*x[:2], 1, 1)
+
+    def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
+        return mx.mean(x, axis=(1, 2), keepdims=True)
+
+    def to_onnx(self, g: GraphWriter, x: str) -> str:
+        return g.node("GlobalAveragePool", x)
+
+    @classmethod
+    def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
+        if m.ops[0] == "ReduceMean":
+            consts = m.consts(0)
+            axes = m.attr(0, "axes", consts[0].tolist() if consts else [])
+            if len(m.input_shape) != 4 or sorted(a % 4 for a in axes) != [2, 3] or not m.attr(0, "keepdims", 1):
+                raise m.refuse(
+                    0, f"only a mean over height and width that keeps both axes is supported, got axes {axes}"
+                )
+        return cls(name=m.name), {}

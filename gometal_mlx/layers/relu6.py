@@ -1,0 +1,39 @@
+"""ReLU6."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import mlx.core as mx
+
+from .._types import FloatArray, Params
+from .base import Activation, GraphWriter, Match
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLU6(Activation):
+    """``min(max(x, 0), 6)`` (Krizhevsky 2010).
+
+    Shapes: any.
+    ONNX: ``Clip`` with 0 and 6.
+    Source: the ONNX operator Clip; PyTorch's nn.ReLU6.
+    """
+
+    code: ClassVar[int] = 104
+    onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Clip",),)
+    go_metal_limit = "go-metal does not know this layer"
+
+    def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
+        return mx.clip(x, 0, 6)
+
+    def to_onnx(self, g: GraphWriter, x: str) -> str:
+        return g.node("Clip", x, g.scalar("min", 0.0), g.scalar("max", 6.0))
+
+    @classmethod
+    def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
+        limits = [float(c) for c in m.consts(0) if c.size == 1]
+        limits = limits or [m.attr(0, "min", None), m.attr(0, "max", None)]
+        if limits != [0.0, 6.0]:
+            raise m.refuse(0, f"only Clip from 0 to 6 (ReLU6) is supported, got {limits}")
+        return cls(name=m.name), {}
