@@ -75,7 +75,7 @@ class Dense(Layer):
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
         at = 1 if m.ops[0] in FLATTEN_OPS else 0
         if at and not m.flattens(0):
-            raise m.refuse(0, f"it must keep the batch and flatten the rest of the input {m.input_shape}")
+            raise m.refuse(0, f"it must keep the batch and flatten the rest of the input {m.input_shape} (axis 1)")
         if not at and len(m.input_shape) != 2 and not m.from_gometal:
             raise m.refuse(at, f"input of rank {len(m.input_shape)}; a Dense layer needs rank 2 or a Flatten before it")
         consts = m.consts(at)

@@ -43,5 +43,5 @@ class Flatten(Layer):
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
         if not m.flattens(0):
-            raise m.refuse(0, f"it must keep the batch and flatten the rest of the input {m.input_shape}")
+            raise m.refuse(0, f"it must keep the batch and flatten the rest of the input {m.input_shape} (axis 1)")
         return cls(name=m.name), {}

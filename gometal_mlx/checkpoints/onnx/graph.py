@@ -123,11 +123,15 @@ class Graph:
                     told = f"node {n.name or n.op_type!r} ({n.op_type})"
                     raise CheckpointError(f"{told}: its output {name!r} is made twice")
                 makers[name] = (i, n)
+        if self.output not in makers and self.output != self.input:
+            raise CheckpointError(f"tensor {self.input!r} leads nowhere; the output {self.output!r} is never reached")
         wanted, needed = [self.output], set[int]()
         while wanted:
             if (maker := makers.get(wanted.pop())) and maker[0] not in needed:
                 needed.add(maker[0])
                 wanted += maker[1].input
+        if left := [n.name or n.op_type for i, n in numbered if i not in needed and n.op_type != "Constant"]:
+            self.notes.append(f"left out {len(left)} nodes that the output does not depend on ({', '.join(left[:3])})")
         return [(i, n) for i, n in numbered if i in needed]
 
     def _take_nodes(self, protos: list[tuple[int, onnx.NodeProto]]) -> None:
