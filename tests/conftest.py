@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import gometal_mlx  # noqa: F401  # isort: skip  (before mlx, whose BLAS it chooses)
 import mlx.core as mx
 import pytest
 

@@ -1,6 +1,7 @@
 """A folder of checkpoints: what is in it (a manifest with checksums), what may be deleted, and who may write.
 
-Only files that the manifest names are ever deleted. A folder whose manifest is gone or damaged is read anew.
+Only files that the manifest names are ever deleted, and what a killed writer left half written under a hidden name.
+A folder whose manifest is gone or damaged is read anew.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ MANIFEST = "manifest.json"
 DEFAULT_PATTERN = "checkpoint_epoch_%d_step_%d"  # go-metal's
 LOCK = ".lock"
 MANIFEST_VERSION = 1
+ANY = "*"  # for reading: the pattern by which every checkpoint counts
 KINDS = ("periodic", "best", "rescue")
 _CHUNK = 1 << 20
+_LEFTOVER = re.compile(r"\.+(.+?)(?:\.new|(?:\.new)?\.[0-9a-f]{12}\.tmp)")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class CheckpointFolder:
 
     Args:
         path: the folder; made when the first file is written.
-        pattern: printf pattern of the periodic files' names (epoch, step), by which a lost manifest is rebuilt.
+        pattern: printf pattern of the periodic files' names (epoch, step), by which a lost manifest is rebuilt; ``ANY``
+            to read a folder whose pattern is not known.
     """
 
     def __init__(self, path: str | os.PathLike[str], pattern: str) -> None:
@@ -71,6 +75,8 @@ class CheckpointFolder:
 
     def open(self) -> None:
         """Make the folder and take its lock (held until ``close``); what is in it is read again.
+
+        What a writer that was killed left under hidden names is removed.
 
         Raises: CheckpointError if it cannot be made or another manager writes there.
         """
@@ -91,6 +97,11 @@ class CheckpointFolder:
             raise CheckpointError(f"{self.path}: {told}") from e
         self._unlock = weakref.finalize(self, os.close, lock)
         self.entries = self._read()
+        for path in self._listed():
+            left = _LEFTOVER.fullmatch(path.name)
+            if left and (left[1] == MANIFEST or self._kind(left[1])):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def close(self) -> None:
         """Give the lock back."""
@@ -98,24 +109,43 @@ class CheckpointFolder:
             self._unlock()
             self._unlock = None
 
-    def add(self, entry: Entry) -> None:
-        """Put a file that is already durable into the manifest, in place of an older one of that name."""
+    def staged(self, name: str) -> Path:
+        """Where a file of that name is to be written: under a hidden name if the manifest has one to be replaced."""
+        return self.path / (f".{name}.new" if any(e.name == name for e in self.entries) else name)
+
+    def add(self, entry: Entry, written: Path) -> None:
+        """Put a file that is already durable into the manifest, in place of an older one of that name.
+
+        Args:
+            written: where the file is. If that is not yet its place, the manifest names the old and the new one until
+                it is; whenever the process is killed, the one that is there has its checksum.
+        """
+        if written.name != entry.name:
+            self._write([*self.entries, entry])
+            with replacing(self.path / entry.name) as temporary:
+                written.replace(temporary)
         self.entries = [*(e for e in self.entries if e.name != entry.name), entry]
-        self._write()
+        self._write(self.entries)
 
     def retain(self, kept: Callable[[list[Entry]], list[Entry]]) -> None:
-        """Delete the files that are not among the kept ones; one that is gone already is no error."""
-        keep = kept(self.entries)
+        """Delete the files that are not among the kept ones; one that is gone already is no error.
+
+        One that cannot be deleted stays in the manifest, with a warning; the next call tries again.
+        """
+        keep, stuck = kept(self.entries), []
         for entry in self.entries:
             if entry not in keep:
-                with contextlib.suppress(FileNotFoundError):
-                    (self.path / entry.name).unlink()
-        if len(keep) < len(self.entries):
-            self.entries = keep
-            self._write()
+                try:
+                    (self.path / entry.name).unlink(missing_ok=True)
+                except OSError as e:
+                    stuck.append(entry)
+                    warnings.warn(f"{self.path / entry.name}: cannot be deleted: {e.strerror or e}", stacklevel=2)
+        if len(keep) + len(stuck) < len(self.entries):
+            self.entries = [e for e in self.entries if e in keep or e in stuck]
+            self._write(self.entries)
 
-    def _write(self) -> None:
-        text = json.dumps({"version": MANIFEST_VERSION, "files": [asdict(e) for e in self.entries]}, indent=1)
+    def _write(self, entries: list[Entry]) -> None:
+        text = json.dumps({"version": MANIFEST_VERSION, "files": [asdict(e) for e in entries]}, indent=1)
         with replacing(self.path / MANIFEST) as temporary:
             temporary.write_text(text + "\n")
 
@@ -160,25 +190,42 @@ class CheckpointFolder:
 
     def _read(self) -> list[Entry]:
         path = self.path / MANIFEST
-        if not path.exists():
-            return self._rebuilt()
         try:
-            return list(_entries(json.loads(path.read_text())))
+            return self._settled(list(_entries(json.loads(path.read_text()))))
+        except FileNotFoundError:
+            return self._rebuilt()
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
             warnings.warn(f"{path}: unusable ({e}); the folder is read instead", stacklevel=4)
             return self._rebuilt()
 
+    def _settled(self, entries: list[Entry]) -> list[Entry]:
+        """Of two entries for one name, left by a writer that was killed, the one whose file is there."""
+        last = {e.name: e for e in entries}
+        for entry in entries:
+            if entry is not last[entry.name]:
+                with contextlib.suppress(CheckpointError):
+                    self.check(entry)
+                    last[entry.name] = entry
+        return [e for e in entries if e is last[e.name]]
+
+    def _listed(self) -> list[Path]:
+        try:
+            return sorted(self.path.iterdir())
+        except OSError as e:
+            raise CheckpointError(f"{self.path}: cannot be read: {e.strerror or e}") from e
+
     def _rebuilt(self) -> list[Entry]:
         """Entries for the files that have a manager's names and load; everything else is somebody else's."""
         found = []
-        for path in sorted(self.path.iterdir()):
+        for path in self._listed():
             if (kind := self._kind(path.name)) is None:
                 continue
             try:
                 state = load(path).training_state
+                entry = Entry(path.name, kind, state.epoch, state.step, checksum(path), path.stat().st_size)
             except (GoMetalError, OSError):
                 continue
-            found.append(Entry(path.name, kind, state.epoch, state.step, checksum(path), path.stat().st_size))
+            found.append(entry)
         return sorted(found, key=lambda e: (e.epoch, e.step))
 
     def _kind(self, name: str) -> str | None:
@@ -187,9 +234,8 @@ class CheckpointFolder:
             return None
         if re.fullmatch(re.escape(self.pattern).replace("%d", r"\d+"), stem):
             return "periodic"
-        return (
-            "best" if stem.startswith("best_checkpoint") else "rescue" if stem.startswith("rescue_checkpoint") else None
-        )
+        known = next((k for k in ("best", "rescue") if stem.startswith(f"{k}_checkpoint")), None)
+        return known or ("periodic" if self.pattern == ANY and not stem.startswith(".") else None)
 
 
 def _entries(value: Any) -> Iterator[Entry]:

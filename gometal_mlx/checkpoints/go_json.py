@@ -29,6 +29,7 @@ PRINT_CHUNK = 1 << 14  # numbers printed at a time: their text stays in the proc
 BLOCK = 1 << 20  # bytes read and parsed at a time
 LONG_ARRAY = 256  # bytes from which an array of numbers is worth a parser of its own
 KEPT_TEXT = 1 << 16  # bytes up to which a long array's text is kept, in case it is no tensor
+MAX_DEPTH = 64  # levels of nesting; a checkpoint has about ten
 MAX_STRUCTURE = 1 << 26  # bytes of everything but long arrays; a checkpoint has a few thousand
 
 # ---------------------------------------------------------------------------------------------------------- printing
@@ -454,14 +455,16 @@ class _Splitter:
             at += (b - a) - len(f'"{self._marker}{i}"')
         return at
 
-    def _unmark(self, value: Any) -> Any:
+    def _unmark(self, value: Any, depth: int = 0) -> Any:
+        if depth > MAX_DEPTH:
+            raise RecursionError
         if isinstance(value, str) and not isinstance(value, Number):
             if value.startswith(self._marker):
                 return self._arrays[int(value[len(self._marker) :])]
             # a lone \ud800 escape, which Go reads as U+FFFD
             return re.sub("[\ud800-\udfff]", "\ufffd", value)
         if isinstance(value, Object):
-            return Object((self._unmark(k), self._unmark(v)) for k, v in value)
+            return Object((self._unmark(k), self._unmark(v, depth + 1)) for k, v in value)
         if isinstance(value, list):
-            return [self._unmark(v) for v in value]
+            return [self._unmark(v, depth + 1) for v in value]
         return value

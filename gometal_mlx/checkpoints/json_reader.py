@@ -45,6 +45,8 @@ def from_value(value: Any, where: str, arrays: Callable[[str, str], FloatArray] 
 
 Decode = Callable[[Any, str], Any]
 
+MAX_RANK = 32  # dimensions of a tensor; numpy takes 64, go-metal's engine 4
+MAX_FEATURES = 2**20  # channels for which missing statistics are made up
 STRUCTS = ("training_state", "metadata")  # what Go holds by value: null leaves it as it is
 
 
@@ -144,7 +146,10 @@ class _Reader:
         return [read(v, f"{path}[{i}]") for i, v in enumerate(value)]
 
     def shape(self, value: Any, path: str) -> Shape:
-        return tuple(self.items(value, path, self.integer))
+        dims = tuple(self.items(value, path, self.integer))
+        if len(dims) > MAX_RANK:
+            raise self.error(path, f"{len(dims)} dimensions; at most {MAX_RANK} are read")
+        return dims
 
     def shapes(self, value: Any, path: str) -> tuple[Shape, ...]:
         return tuple(self.items(value, path, self.shape))
@@ -340,8 +345,9 @@ def add_missing_statistics(c: Checkpoint) -> None:
             continue
         count = layers[i].parameters.get("num_features")
         features = int(count) if isinstance(count, int | float) and not isinstance(count, bool) else 0
-        if features <= 0:
-            c.notes.append(f"layer {name!r}: num_features is missing, so running statistics could not be added")
+        if not 0 < features <= MAX_FEATURES:
+            told = f"num_features is missing or unusable ({count!r:.40}), so running statistics could not be added"
+            c.notes.append(f"layer {name!r}: {told}")
             continue
         stored = layers[i].running_statistics
         added = {}

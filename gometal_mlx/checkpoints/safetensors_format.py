@@ -7,12 +7,12 @@ holds go-metal's JSON without the numbers. Any safetensors reader can open the f
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from .._types import FloatArray
 from ..errors import CheckpointError, GoMetalError
@@ -23,6 +23,7 @@ from .go_json import decode
 
 METADATA_KEY = "gometal_mlx"
 OPTIMIZER_PREFIX = "optimizer_state."
+MAX_HEADER = 100_000_000  # bytes; readers refuse longer ones
 
 
 def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
@@ -37,12 +38,30 @@ def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
         tensors = _tensors(checkpoint, extras=extras)
         text = io.BytesIO()
         json_format.write(json_format.to_tree(checkpoint, extras=extras, data=False), text)
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={METADATA_KEY: text.getvalue().decode()})
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            _write(tensors, {METADATA_KEY: text.getvalue().decode()}, file)
     except GoMetalError as e:
         raise e if str(path) in str(e) else type(e)(f"{path}: not saved: {e}") from e
-    except SafetensorError as e:
-        raise CheckpointError(f"{path}: not saved: {e}; the file is as it was") from e
+
+
+def _write(tensors: dict[str, FloatArray], metadata: dict[str, str], file: BinaryIO) -> None:
+    """The bytes of ``safetensors.numpy.save``: length of the header, header, numbers in the order of the names.
+
+    The library's ``save_file`` writes to a temporary file of its own, which outlives a killed process and that only the
+    owner may read.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name in sorted(tensors):
+        begin, at = at, at + tensors[name].nbytes
+        header[name] = {"dtype": "F32", "shape": tensors[name].shape, "data_offsets": (begin, at)}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise CheckpointError(f"{len(text)} bytes without the arrays, safetensors allows {MAX_HEADER}; use .json")
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in sorted(tensors):
+        file.write(tensors[name].reshape(-1).view(np.uint8).data)
 
 
 def _tensors(c: Checkpoint, *, extras: bool) -> dict[str, FloatArray]:

@@ -53,6 +53,7 @@ class GraphWriter(Protocol):
     """What a layer sees of the ONNX graph it writes itself into."""
 
     opset: int
+    keep_dropout: bool  # write Dropout nodes although they do nothing in inference
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append a node named after the layer and return the name of its output."""

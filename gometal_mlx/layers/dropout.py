@@ -20,7 +20,7 @@ class Dropout(Layer):
     Shapes: any.
     Args:
         rate: probability of a zero, from 0 up to but not including 1.
-    ONNX: left out of an inference graph; reads ``Dropout`` (ratio as attribute or input).
+    ONNX: left out unless asked for; reads ``Dropout`` (ratio as attribute or input).
     Raises: SpecError for a rate out of range.
     Source: go-metal layers/layer.go; its engine never drops anything.
     """
@@ -44,7 +44,7 @@ class Dropout(Layer):
         return mx.where(keep, x * (1 / (1 - self.rate)), mx.zeros((), x.dtype))
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
-        return x
+        return g.node("Dropout", x, g.scalar("ratio", self.rate)) if g.keep_dropout else x
 
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:

@@ -845,13 +845,38 @@ def test_a_layer_of_unknown_type_is_not_exported(path: Path) -> None:
     assert not path.exists()
 
 
-def test_weights_too_large_for_protobuf_are_refused_before_anything_is_built(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "MAX_PROTO_BYTES", 2**20 + 10)
-    with pytest.raises(UnsupportedError) as e:
-        save(small_checkpoint(), path)
-    one_line(e.value, str(path), "safetensors")
+def test_weights_too_large_for_protobuf_go_into_a_file_beside_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "MAX_PROTO_BYTES", 10)
+    c = small_checkpoint()
+    save(c, path)
+    (beside,) = path.parent.glob(f"{path.name}.*.data")
+    again = load(path, external_data=True)
+    assert [w.data.tobytes() for w in again.weights] == [w.data.tobytes() for w in c.weights]
+    assert again.notes == []
+    with pytest.raises(UnsupportedError, match=r"external_data=True"):
+        load(path)
+    c.weights[0].data[0, 0] += 1
+    save(c, path, external_data=True)
+    assert len(list(path.parent.glob("*.data"))) == 1
+    assert not beside.exists()
+    assert load(path, external_data=True).weights[0].data[0, 0] == c.weights[0].data[0, 0]
+
+
+@pytest.mark.parametrize("options", [{"softmax": True}, {"float16_weights": True}, {"keep_dropout": True}])
+def test_options_of_the_graph_are_proven_and_come_back(path: Path, options: dict[str, bool]) -> None:
+    c = Checkpoint(cnn_spec(), weights_of(cnn_spec()))
+    assert save(c, path, **options).ok
+    again = load(path)
+    assert again.notes == []
+    ops = [n.op_type for n in onnx.load(path).graph.node]
+    if "softmax" in options:
+        assert ops[-1] == "Softmax"
+    if "float16_weights" in options:
+        assert "Cast" in ops
+        half = [w.data.astype(np.float16).astype(np.float32) for w in c.weights]
+        assert all(np.array_equal(a, b.data) for a, b in zip(half, again.weights, strict=True))
+    if "keep_dropout" in options:
+        assert ("Dropout" in ops) == any(s.type_name == "Dropout" for s in c.model_spec.layers)
 
 
 def test_exporting_does_not_change_the_checkpoint(path: Path) -> None:

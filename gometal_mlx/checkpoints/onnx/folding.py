@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 
 from ...errors import CheckpointError, UnsupportedError
+from ...layers.spec import MAX_ELEMENTS
 
 if TYPE_CHECKING:
     from .graph import Node
@@ -26,19 +28,29 @@ def fold(node: Node, inputs: Sequence[Any], opset: int) -> Any:
     """
     try:
         value = _value(node, inputs, opset)
-    except (ValueError, IndexError, TypeError, KeyError) as e:
+    except (ValueError, IndexError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as e:
         raise CheckpointError(f"{node}: its constants do not fit it: {e}") from e
-    symbols = value.dtype.kind in "iu" and value.size and value.min() < -(2**31)
-    if symbols and node.op in ("Add", "Sub", "Mul", "Div", "Neg"):
-        raise UnsupportedError(f"{node}: computes with the batch size")
     return value
+
+
+def _symbolic(value: Any) -> bool:
+    """Whether whole numbers describe a shape that is not known yet."""
+    return bool(value is not None and value.dtype.kind in "iu" and value.size and value.min() <= BATCH)
 
 
 def _value(node: Node, inputs: Sequence[Any], opset: int) -> Any:
     if node.op == "Shape":
-        if node.attributes.get("start", 0) or "end" in node.attributes:
-            raise UnsupportedError(f"{node}: only whole shapes are read")
-        return np.array([BATCH] + [_UNKNOWN] * (_MAX_RANK - 1), np.int64)
+        start, end = node.attributes.get("start", 0), node.attributes.get("end")
+        if inputs[0] is not None:  # a weight's
+            return np.array(inputs[0].shape, np.int64)[start:end]
+        if start < 0 or (end or 0) < 0:
+            raise UnsupportedError(f"{node}: counts dimensions from the end")
+        return np.array([BATCH] + [_UNKNOWN] * (_MAX_RANK - 1), np.int64)[start:end]
+    if node.op in _ARITHMETIC:
+        if any(_symbolic(x) for x in inputs):  # before it overflows
+            raise UnsupportedError(f"{node}: computes with the batch size")
+        if math.prod(np.broadcast_shapes(*(x.shape for x in inputs))) > MAX_ELEMENTS:
+            raise CheckpointError(f"{node}: its result fits no memory")
     return _RULES[node.op](node.attributes, list(inputs), opset)
 
 
@@ -52,8 +64,12 @@ def _reshape(a: dict[str, Any], inputs: list[Any], opset: int) -> Any:
 
 
 def _cast(a: dict[str, Any], inputs: list[Any], opset: int) -> Any:
-    kind = np.float32 if a["to"] in _FLOAT_KINDS else onnx.helper.tensor_dtype_to_np_dtype(a["to"])
-    return inputs[0].astype(kind)
+    kind = onnx.helper.tensor_dtype_to_np_dtype(a["to"])
+    if _symbolic(inputs[0]) and kind.kind in "iu":
+        return inputs[0]  # a shape in int32 is the same shape
+    with np.errstate(all="ignore"):  # as above
+        value = inputs[0].astype(kind)
+        return value.astype(np.float32) if a["to"] in _FLOAT_KINDS else value
 
 
 def _arithmetic(function: Any) -> Any:
@@ -96,4 +112,5 @@ _RULES = {
     "Mul": _arithmetic(np.multiply),
     "Div": _arithmetic(np.divide),
 }
+_ARITHMETIC = ("Neg", "Add", "Sub", "Mul", "Div")
 FOLDED = ("Shape", *_RULES)

@@ -49,21 +49,21 @@ class Graph:
 
     Args:
         opset: of the default domain.
-        external: the folder whose files tensors may lie in; None reads nothing but the file itself.
     """
 
-    def __init__(self, opset: int, external: Path | None = None) -> None:
-        self.opset, self.external = opset, external
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
         self.nodes: list[Node] = []
         self.constants: dict[str, FloatArray] = {}
         self.consumers: dict[str, list[Node]] = defaultdict(list)
         self.notes: list[str] = []
         self.input, self.output, self.output_name = "", "", ""
         self.input_shape: Shape = (1,)
+        self.fixed_batch = False  # the file takes one batch size only
         self.element_type = int(TensorProto.FLOAT)
 
     @classmethod
-    def read(cls, proto: onnx.ModelProto, external: Path | None = None) -> Graph:
+    def read(cls, proto: onnx.ModelProto) -> Graph:
         """Parse and check; every node that no layer could take is in one message.
 
         Raises: CheckpointError for a damaged graph, UnsupportedError for one that is no chain of known operators.
@@ -73,13 +73,13 @@ class Graph:
         if not versions or not OLDEST_READ <= max(versions) <= NEWEST_OPSET:
             told = f"opset {max(versions, default='missing')}: {OLDEST_READ} to {NEWEST_OPSET} are read"
             raise UnsupportedError(told)
-        graph = cls(max(versions), external)
+        graph = cls(max(versions))
         if len(g.node) > MAX_NODES:
             raise UnsupportedError(f"{len(g.node)} nodes; at most {MAX_NODES} are read")
         for tensor in g.initializer:
             if tensor.name in graph.constants:
                 raise CheckpointError(f"initializer {tensor.name!r} stands twice")
-            graph.constants[tensor.name] = array_of(tensor, external)
+            graph.constants[tensor.name] = array_of(tensor)
         if g.sparse_initializer:
             raise UnsupportedError("sparse initializers are not supported")
         graph._choose_ends(g)
@@ -112,6 +112,7 @@ class Graph:
         self.input, self.output, self.element_type = inputs[0].name, outputs[0], tensor.elem_type
         self.output_name = self.output  # the walk may end at a tensor that Identity nodes rename
         self.input_shape = (dims[0] if dims[0] > 0 else 1, *dims[1:])
+        self.fixed_batch = dims[0] > 0
 
     def _needed(self, nodes: Iterable[onnx.NodeProto]) -> list[tuple[int, onnx.NodeProto]]:
         """The nodes that the output depends on, in their order."""
@@ -136,7 +137,12 @@ class Graph:
 
     def _take_nodes(self, protos: list[tuple[int, onnx.NodeProto]]) -> None:
         problems = []
-        waiting = [(_node(n, i, self.opset), n.domain) for i, n in protos]
+        waiting: list[tuple[Node, str]] = []
+        for i, n in protos:
+            try:
+                waiting.append((_node(n, i, self.opset), n.domain))
+            except UnsupportedError as e:
+                problems.append(str(e))
         for node, domain in waiting:
             if domain not in ("", "ai.onnx"):
                 problems.append(f"{node}: domain {domain!r} is unknown")
@@ -166,7 +172,8 @@ class Graph:
                     self.consumers[name].append(node)
 
     def _is_identity_cast(self, node: Node) -> bool:
-        return node.op == "Cast" and node.attributes.get("to") == self.element_type
+        exact = (TensorProto.FLOAT, TensorProto.DOUBLE)  # of what a model computes; what is no float never gets here
+        return node.op == "Cast" and node.attributes.get("to") in (self.element_type, *exact)
 
     def _bypass(self, node: Node) -> None:
         source, result = node.inputs[0], node.outputs[0]
@@ -195,9 +202,12 @@ def _node(n: onnx.NodeProto, position: int, opset: int) -> Node:
     return node
 
 
-def array_of(tensor: TensorProto, external: Path | None = None) -> FloatArray:
+def array_of(tensor: TensorProto) -> FloatArray:
     """A tensor's numbers, checked against its dimensions before any memory is spent on them."""
     where = f"tensor {tensor.name!r}"
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        told = "its data lies in another file; load(path, external_data=True) reads that, too"
+        raise UnsupportedError(f"{where}: {told}")
     if any(d < 0 for d in tensor.dims) or (count := math.prod(tensor.dims)) > MAX_ELEMENTS:
         raise CheckpointError(f"{where}: dimensions {list(tensor.dims)} are impossible")
     try:
@@ -206,12 +216,6 @@ def array_of(tensor: TensorProto, external: Path | None = None) -> FloatArray:
         raise CheckpointError(f"{where}: element type {tensor.data_type} is unknown") from e
     if tensor.data_type == TensorProto.STRING:
         raise UnsupportedError(f"{where}: texts are no weights")
-    array: Any
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raw = _external_bytes(tensor, where, external, count * kind.itemsize)
-        array = np.frombuffer(raw, kind.newbyteorder("<")).reshape(tuple(tensor.dims))
-        found: FloatArray = array.astype(np.float32 if tensor.data_type in _FLOATS else kind)
-        return found
     if tensor.HasField("raw_data"):
         held = len(tensor.raw_data) // max(kind.itemsize, 1)
         exact = len(tensor.raw_data) == count * kind.itemsize
@@ -230,11 +234,21 @@ def array_of(tensor: TensorProto, external: Path | None = None) -> FloatArray:
     return numbers
 
 
-def _external_bytes(tensor: TensorProto, where: str, folder: Path | None, size: int) -> bytes:
-    """A tensor's bytes from another file: only when asked for, only from the folder, only as many as it needs."""
-    if folder is None:
-        told = "its data lies in another file; load(path, external_data=True) reads that, too"
-        raise UnsupportedError(f"{where}: {told}")
+def take_in(proto: onnx.ModelProto, folder: Path) -> None:
+    """Put the tensors that lie in other files of the folder into the graph itself.
+
+    Raises: CheckpointError for a file that is not plainly inside the folder, or too short.
+    """
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            raw = _external_bytes(tensor, folder)
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = raw
+
+
+def _external_bytes(tensor: TensorProto, folder: Path) -> bytes:
+    where = f"tensor {tensor.name!r}"
     entries = {e.key: e.value for e in tensor.external_data}
     name = entries.get("location", "")
     path = folder / name
@@ -242,16 +256,18 @@ def _external_bytes(tensor: TensorProto, where: str, folder: Path | None, size: 
     if not inside or path.is_symlink():
         raise CheckpointError(f"{where}: external data {name!r} is not a plain file inside the model's folder")
     try:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        size = math.prod(tensor.dims) * kind.itemsize
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
         with path.open("rb") as file:
-            if offset < 0 or length != size or path.stat().st_size < offset + size:
+            if offset < 0 or length != size or path.stat().st_size < offset + size or any(d < 0 for d in tensor.dims):
                 told = f"{length} bytes at {offset} of {path.stat().st_size}; {size} needed"
                 raise CheckpointError(f"{where}: external data {name!r} is damaged: {told}")
             file.seek(offset)
             data: bytes = file.read(size)
             return data
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"{where}: external data {name!r} cannot be read: {e}") from e
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise e if isinstance(e, CheckpointError) else CheckpointError(f"{where}: external data {name!r}: {e}") from e
 
 
 def check_texts(proto: onnx.ModelProto) -> None:

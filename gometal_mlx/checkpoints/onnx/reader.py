@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from .. import json_reader
 from ..checkpoint import Checkpoint, CheckpointMetadata, TrainingState, WeightTensor, check_finite
 from ..go_json import decode
 from .folding import BATCH
-from .graph import Graph, Node, array_of, check_texts
+from .graph import Graph, Node, array_of, check_texts, take_in
 from .verify import compare
-from .writer import METADATA_KEY, build
+from .writer import METADATA_KEY, OPTIONS_KEY, ExportOptions, build
 
 GOMETAL = "go-metal"
 FLOAT16_TOLERANCE = 1e-2  # eleven bits of mantissa, summed up in it
+ARITHMETIC = ("Add", "Sub", "Mul", "Div")  # element by element; the data may stand on either side
 Rows = npt.NDArray[np.int64]
 
 
@@ -51,7 +53,9 @@ def load(path: Path, *, check: bool = True, external_data: bool = False) -> Chec
         raise CheckpointError(f"{where}: no graph in it; no ONNX file, or a damaged one")
     try:
         check_texts(proto)
-        checkpoint, ends = _read(proto, where, path.parent if external_data else None)
+        if external_data:
+            take_in(proto, path.parent)
+        checkpoint, ends = _read(proto, where)
         if proto.producer_name == GOMETAL:
             checkpoint.notes.append("not compared with onnxruntime: go-metal's ONNX files are not valid there")
         elif check:
@@ -65,10 +69,10 @@ def load(path: Path, *, check: bool = True, external_data: bool = False) -> Chec
     return checkpoint
 
 
-def _read(proto: onnx.ModelProto, where: str, external: Path | None) -> tuple[Checkpoint, dict[str, Any]]:
+def _read(proto: onnx.ModelProto, where: str) -> tuple[Checkpoint, dict[str, Any]]:
     if (stored := _stored(proto, where)) is not None and _is_export_of(proto, stored):
         return stored, {}
-    graph = Graph.read(proto, external)
+    graph = Graph.read(proto)
     notes = graph.notes
     walk = _Walk(graph, proto.producer_name == GOMETAL, notes)
     spec, weights = walk.run()
@@ -132,8 +136,13 @@ class _Match:
     def attr(self, node: int, name: str, default: Any) -> Any:
         self.nodes[node].read.add(name)
         value = self.nodes[node].attributes.get(name, default)
-        if name == "axis" and self.nodes[node].op in ("Softmax", "LogSoftmax") and not self.place.plain:
-            return self.place.layout[value]
+        layout = self.place.layout
+        if name == "axis" and self.nodes[node].op in ("Softmax", "LogSoftmax") and layout != tuple(range(len(layout))):
+            if self.opset < 13:
+                raise self.refuse(node, f"before opset 13, on data that the file has turned to layout {layout}")
+            if not -len(layout) <= value < len(layout):
+                raise self.refuse(node, f"axis {value} is outside the input of rank {len(layout)}")
+            return layout[value]
         return value
 
     def consts(self, node: int) -> list[FloatArray]:
@@ -145,8 +154,12 @@ class _Match:
             rows = place.rows if place.rows is not None else _flat_rows(place)
             axis = 1 if op == "Gemm" and self.attr(node, "transB", 0) else 0
             return [_reordered(found[0], rows, axis), *found[1:]]
-        if op in ("Add", "Sub", "Mul", "Div") and len(place.shape) > 2 and node == 0:
+        if all(o in ARITHMETIC for o in self.ops[: node + 1]):  # nothing before it has changed the layout
+            if any(c.ndim > len(place.shape) for c in found):
+                raise self.refuse(node, f"its constant {found[0].shape} has more axes than the data {place.shape}")
             wide = [c.reshape((1,) * (len(place.shape) - c.ndim) + c.shape) for c in found]
+            if place.rows is not None:
+                return [_reordered(c, place.rows, 1) for c in wide]
             return [np.transpose(c, np.argsort(place.layout)) for c in wide]
         return found
 
@@ -161,14 +174,16 @@ class _Match:
         target = [c for c in self.consts(node) if c.ndim == 1]
         if n.op == "Squeeze":
             axes = self.attr(node, "axes", target[0].tolist() if target else None)
+            if axes is None and self.graph.fixed_batch and self.input_shape[0] == 1:
+                return False  # it would take the batch away
             ones = [i for i, d in enumerate(self.input_shape) if d == 1 and i]
-            given = ones if axes is None else sorted(a % len(self.input_shape) for a in axes)
+            given = ones if axes is None else [self.place.layout[a % len(self.input_shape)] for a in axes]
             left = [d for i, d in enumerate(self.input_shape) if i not in given]
             return 0 not in given and set(given) <= set(ones) and len(left) == 2
         if self.attr(node, "allowzero", 0) or not target or len(target[0]) != 2:
             return False
         batch, rest = target[0].tolist()
-        baked = batch == self.input_shape[0] == self.graph.input_shape[0] and self.graph.input_shape[0] > 0
+        baked = self.graph.fixed_batch and batch == self.input_shape[0]
         return (batch in (0, -1, BATCH) or baked) and rest in (-1, size) and (batch, rest) != (-1, -1)
 
     def note(self, text: str) -> None:
@@ -307,6 +322,8 @@ class _Walk:
                 return None
             nodes.append(following[0])
             inside.append(following[0].outputs[0])
+        if any(n.op not in (*ARITHMETIC, "MatMul") and n.inputs[0] not in inside for n in nodes):
+            return None  # the data is its limits, its ratio or its shape
         uses = [n for t in inside[:-1] for n in self.graph.consumers[t]]
         inputs = [i for n in nodes for i in n.inputs if i and i not in self.graph.constants]
         closed = all(n in nodes for n in uses) and all(i in inside[:-1] for i in inputs)
@@ -360,6 +377,7 @@ def _is_export_of(proto: onnx.ModelProto, stored: Checkpoint) -> bool:
     """Whether the graph is, to the byte, what we write for the stored checkpoint: nobody edited it."""
     try:
         model = Model.from_checkpoint(replace(stored, notes=[]))
-        return bool(build(model, stored, proto.opset_import[0].version).graph == proto.graph)
-    except (GoMetalError, IndexError):
+        stated: dict[str, Any] = next((json.loads(p.value) for p in proto.metadata_props if p.key == OPTIONS_KEY), {})
+        return bool(build(model, stored, ExportOptions(**stated)).graph == proto.graph)
+    except (GoMetalError, ValueError, TypeError):
         return False

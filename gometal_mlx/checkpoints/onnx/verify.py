@@ -57,10 +57,10 @@ class VerifyReport:
             )
 
 
-def check_proto(data: bytes, where: str) -> None:
-    """onnx.checker with full check (shape inference included) on a serialised model; CheckpointError if it objects."""
+def check_proto(source: bytes | Path, where: str) -> None:
+    """onnx.checker with full check (shape inference included) on a model or its path; CheckpointError if it objects."""
     try:
-        onnx.checker.check_model(data, full_check=True)
+        onnx.checker.check_model(source if isinstance(source, bytes) else str(source), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
         raise CheckpointError(f"{where}: the onnx checker objects: {_one_line(e)}") from e
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import io
+import json
+import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +19,58 @@ from onnx import TensorProto, helper
 from ..._types import FloatArray, Shape
 from ..._version import __version__
 from ...errors import CheckpointError, GoMetalError, UnsupportedError
-from ...layers import Layer, Model
+from ...layers import Layer, Model, ModelSpec, Softmax
+from ...layers.spec import usable_name
 from .. import json_format
 from ..atomic import replacing
-from ..checkpoint import Checkpoint, check_finite, extra_arrays, extract_weights
+from ..checkpoint import Checkpoint, WeightTensor, check_finite, extra_arrays, extract_weights
 from .verify import TOLERANCE, VerifyReport, check_proto, compare
 
 PRODUCER = "gometal_mlx"  # never go-metal's own name, which tells readers that MatMul weights are transposed
-METADATA_KEY = "gometal_mlx"
+METADATA_KEY, OPTIONS_KEY = "gometal_mlx", "gometal_mlx_export"
 OPSET, IR_VERSION = 17, 8
 OLDEST_OPSET, NEWEST_OPSET = 13, onnx.defs.onnx_opset_version()
-MAX_PROTO_BYTES = 2**31 - 1  # protobuf's own limit
+MAX_PROTO_BYTES = 2**31 - 2**24  # protobuf's own limit, with room for the rest
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a graph is written; kept in the file, so that it can be told from an edited one.
+
+    Args:
+        opset: ONNX operator set, from 13 on.
+        float16_weights: store the weights in half the space; they are cast back to float32 before use.
+        keep_dropout: keep Dropout nodes (the identity in inference) for those who train the graph further.
+    """
+
+    opset: int = OPSET
+    float16_weights: bool = False
+    keep_dropout: bool = False
+
+
+DEFAULT_OPTIONS = ExportOptions()
 
 
 def save(
-    checkpoint: Checkpoint, path: Path, *, opset: int = OPSET, verify: bool = True, tolerance: float = TOLERANCE
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    opset: int = OPSET,
+    softmax: bool = False,
+    float16_weights: bool = False,
+    keep_dropout: bool = False,
+    external_data: bool = False,
+    verify: bool = True,
+    tolerance: float = TOLERANCE,
 ) -> VerifyReport | None:
     """Export the model; only a file that onnxruntime runs with the model's own results is put in place.
 
     Args:
         opset: ONNX operator set, from 13 on.
+        softmax: end in a Softmax over the classes, if the model does not already.
+        float16_weights: round the weights to float16, which halves the file.
+        keep_dropout: keep Dropout nodes.
+        external_data: put the weights into a file beside it (always done above protobuf's 2 GB).
         verify: check the graph and compare onnxruntime with MLX; None is returned without it.
         tolerance: largest allowed difference, relative to the largest output.
     Raises: CheckpointError naming file and reason; the file on disk is then as it was.
@@ -42,95 +78,160 @@ def save(
     try:
         checkpoint.validate()
         model = Model.from_checkpoint(checkpoint)
-        data = build(model, checkpoint, opset).SerializeToString()
-        report = None
-        if verify:
-            check_proto(data, str(path))
-            report = compare(data, model, tolerance=tolerance)
-            report.raise_if_different(str(path))
-        with replacing(path) as temporary:
-            temporary.write_bytes(data)
+        if softmax and not model.ends_in_softmax:
+            model = _with_softmax(model)
+        if float16_weights:
+            _round_to_float16(model)
+        proto = build(model, checkpoint, ExportOptions(opset, float16_weights, keep_dropout))
+        external_data = external_data or sum(len(t.raw_data) for t in proto.graph.initializer) > MAX_PROTO_BYTES
+        write = write_external if external_data else write_single
+        return write(proto, path, model if verify else None, tolerance)
     except GoMetalError as e:
         raise e if str(path) in str(e) else type(e)(f"{path}: not saved: {e}") from e
+
+
+def write_single(proto: onnx.ModelProto, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:
+    """Put a graph into one file, after comparing it with the model (if one is given)."""
+    data = proto.SerializeToString()
+    report = None
+    if model is not None:
+        check_proto(data, str(path))
+        report = compare(data, model, tolerance=tolerance, where=str(path))
+        report.raise_if_different(str(path))
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
     return report
 
 
-def build(model: Model, checkpoint: Checkpoint, opset: int = OPSET) -> onnx.ModelProto:
+def write_external(proto: onnx.ModelProto, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:
+    """Put a graph into one file and its weights into another, named by their content.
+
+    The weights are durable before the graph that names them appears, so that an interruption leaves the old pair.
+    """
+    content = hashlib.sha256()
+    for tensor in proto.graph.initializer:
+        content.update(tensor.raw_data)
+    name = f"{path.name}.{content.hexdigest()[:12]}.data"
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f".{path.name[:50]}.", dir=path.parent)
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be written: {e.strerror or e}; the folder must be writable") from e
+    with folder:
+        trial, weights = Path(folder.name) / path.name, Path(folder.name) / name
+        with replacing(weights) as temporary, temporary.open("wb") as file:
+            for tensor in proto.graph.initializer:
+                entries = {"location": name, "offset": file.tell(), "length": len(tensor.raw_data)}
+                file.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+                tensor.data_location = TensorProto.EXTERNAL
+                for key, value in entries.items():
+                    tensor.external_data.add(key=key, value=str(value))
+        trial.write_bytes(proto.SerializeToString())
+        report = None
+        if model is not None:
+            check_proto(trial, str(path))
+            report = compare(trial, model, tolerance=tolerance, where=str(path))
+            report.raise_if_different(str(path))
+        weights.replace(path.parent / name)
+        with replacing(path) as temporary:
+            trial.replace(temporary)
+    for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
+        if old.name != name:
+            old.unlink()
+    return report
+
+
+def _with_softmax(model: Model) -> Model:
+    taken = [layer.name for layer in model.layers]
+    layers = [*model.layers, Softmax(name=usable_name("softmax", taken))]
+    extended = Model(ModelSpec.from_layers(layers, model.spec.input_shape), seed=0)
+    extended.assign(extract_weights(model), None, [])
+    return extended
+
+
+def _round_to_float16(model: Model) -> None:
+    rounded = []
+    for w in extract_weights(model):
+        with np.errstate(over="ignore"):
+            data = w.data.astype(np.float16).astype(np.float32)
+        check_finite(data, f"weight {w.name!r} as float16")
+        rounded.append(replace(w, data=data))
+    model.assign(rounded, None, [])
+
+
+def build(model: Model, checkpoint: Checkpoint, options: ExportOptions = DEFAULT_OPTIONS) -> onnx.ModelProto:
     """The graph of a model in evaluation mode, with a symbolic batch; the checkpoint gives the metadata.
 
-    Raises: UnsupportedError for an opset out of range or a model too large for one file.
+    Raises: UnsupportedError for an opset out of range.
     """
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise UnsupportedError(f"opset {opset}: this version writes {OLDEST_OPSET} to {NEWEST_OPSET}")
-    spec = model.spec
-    weights = {w.name: w.data for w in extract_weights(model)}
-    for name, data in weights.items():
-        check_finite(data, f"weight {name!r}")
-    if (size := sum(w.nbytes for w in weights.values())) > MAX_PROTO_BYTES - 2**20:
-        raise UnsupportedError(
-            f"{size >> 20} MB of weights do not fit one ONNX file (limit 2048 MB); save as safetensors"
-        )
-    graph = _Graph(opset, weights, [layer.name for layer in model.layers])
+    if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
+        raise UnsupportedError(f"opset {options.opset}: this version writes {OLDEST_OPSET} to {NEWEST_OPSET}")
+    spec, weights = model.spec, extract_weights(model)
+    for w in weights:
+        check_finite(w.data, f"weight {w.name!r}")
+    opset = helper.make_opsetid("", options.opset)
+    version = max(IR_VERSION, helper.find_min_ir_version_for([opset]))
+    proto = onnx.ModelProto(
+        ir_version=version, opset_import=[opset], producer_name=PRODUCER, producer_version=__version__
+    )
+    proto.graph.name = "gometal_mlx"
+    for ends, name, shape in (
+        (proto.graph.input, "input", spec.input_shape),
+        (proto.graph.output, "output", spec.output_shape),
+    ):
+        ends.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape[1:]]))
+    graph = _Graph(proto.graph, options, {w.name: w.data for w in weights}, [layer.name for layer in model.layers])
     tensor = "input"
     for layer, layer_spec in zip(model.layers, spec.layers, strict=True):
         tensor = graph.layer(layer, layer_spec.input_shape, tensor)
     graph.finish(tensor)
-    proto = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "gometal_mlx",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *spec.input_shape[1:]])],
-            [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *spec.output_shape[1:]])],
-            graph.initializers,
-        ),
-        producer_name=PRODUCER,
-        producer_version=__version__,
-        opset_imports=[helper.make_opsetid("", opset)],
-        ir_version=max(IR_VERSION, helper.find_min_ir_version_for([helper.make_opsetid("", opset)])),
-    )
-    text = io.BytesIO()
-    # arrays of optimizer and training stay behind: an ONNX file is for inference
-    extras = {k: v for k, v in checkpoint.extras.items() if not any(extra_arrays(v))}
-    kept = extract_weights(model)
-    stored = replace(checkpoint, model_spec=spec, weights=kept, optimizer_state=None, extras=extras, notes=[])
-    json_format.write(json_format.to_tree(stored, data=False), text)
-    helper.set_model_props(proto, {METADATA_KEY: text.getvalue().decode()})
+    stated = json.dumps(asdict(options), sort_keys=True)
+    helper.set_model_props(proto, {METADATA_KEY: _description(checkpoint, spec, weights), OPTIONS_KEY: stated})
     return proto
 
 
-class _Graph:
-    """The nodes and initializers so far; what a layer sees of it is the GraphWriter protocol."""
+def _description(checkpoint: Checkpoint, spec: ModelSpec, weights: list[WeightTensor]) -> str:
+    """go-metal's JSON without the numbers; arrays of optimizer and training stay behind: the file is for inference."""
+    extras = {k: v for k, v in checkpoint.extras.items() if not any(extra_arrays(v))}
+    kept = replace(checkpoint, model_spec=spec, weights=weights, optimizer_state=None, extras=extras, notes=[])
+    text = io.BytesIO()
+    json_format.write(json_format.to_tree(kept, data=False), text)
+    return text.getvalue().decode()
 
-    def __init__(self, opset: int, weights: Mapping[str, FloatArray], layer_names: list[str]) -> None:
-        self.opset = opset
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self._weights = weights
+
+class _Graph:
+    """The graph so far; what a layer sees of it is the GraphWriter protocol."""
+
+    def __init__(
+        self, graph: onnx.GraphProto, options: ExportOptions, weights: Mapping[str, FloatArray], layer_names: list[str]
+    ) -> None:
+        self.opset, self.keep_dropout = options.opset, options.keep_dropout
+        self._graph, self._weights, self._float16 = graph, weights, options.float16_weights
         self._taken = {"input", "output", *layer_names, *(f"{n}_output" for n in layer_names)}
-        self._first, self._layer = 0, ""
+        self._layer = ""
         self._shape: Shape = ()
 
     def layer(self, layer: Layer, shape: Shape, tensor: str) -> str:
         """Let the layer write itself; its last node gets its name, and ``<layer>_output`` as result."""
-        self._first, self._layer, self._shape = len(self.nodes), layer.name, shape
+        first, self._layer, self._shape = len(self._graph.node), layer.name, shape
         result = layer.to_onnx(self, tensor)
-        if len(self.nodes) > self._first:
-            last = self.nodes[-1]
+        if len(self._graph.node) > first:
+            last = self._graph.node[-1]
             last.name, last.output[0], result = layer.name, f"{layer.name}_output", f"{layer.name}_output"
         return result
 
     def finish(self, tensor: str) -> None:
         """Give the last tensor the name ``output``."""
-        if not self.nodes:
-            self.nodes.append(helper.make_node("Identity", [tensor], ["output"], name="identity"))
-        self.nodes[-1].output[0] = "output"
+        if not self._graph.node:
+            self._graph.node.append(helper.make_node("Identity", [tensor], ["output"], name="identity"))
+        self._graph.node[-1].output[0] = "output"
 
     def shape(self) -> Shape:
         return self._shape
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
         name = self._unique(f"{self._layer}_{op.lower()}")
-        self.nodes.append(helper.make_node(op, list(inputs), [f"{name}_output"], name=name, **attributes))
+        self._graph.node.append(helper.make_node(op, list(inputs), [f"{name}_output"], name=name, **attributes))
         return f"{name}_output"
 
     def _unique(self, name: str) -> str:
@@ -143,7 +244,7 @@ class _Graph:
         return found
 
     def scalar(self, name: str, value: float) -> str:
-        return self.constant(name, np.array(value, np.float32))
+        return self._initializer(name, np.array(value, "<f4"))
 
     def weight(self, param: str, shape: Shape | None = None) -> str:
         name = f"{self._layer}.{param}"
@@ -153,8 +254,13 @@ class _Graph:
         return self.constant(param, data if shape is None else data.reshape(shape))
 
     def constant(self, param: str, value: FloatArray) -> str:
+        if not self._float16:
+            return self._initializer(param, np.ascontiguousarray(value, "<f4"))
+        return self.node("Cast", self._initializer(param, np.ascontiguousarray(value, "<f2")), to=TensorProto.FLOAT)
+
+    def _initializer(self, param: str, value: np.ndarray[Any, Any]) -> str:
+        kind = TensorProto.FLOAT16 if value.dtype == np.float16 else TensorProto.FLOAT
         name = f"{self._layer}.{param}"
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=value.shape)
-        tensor.raw_data = np.ascontiguousarray(value, "<f4").tobytes()
-        self.initializers.append(tensor)
+        tensor = self._graph.initializer.add(name=name, data_type=kind, dims=value.shape)
+        tensor.raw_data = value.tobytes()
         return name
