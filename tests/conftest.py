@@ -7,6 +7,7 @@ import gometal_mlx  # noqa: F401  # isort: skip  (before mlx, whose BLAS it choo
 import mlx.core as mx
 import pytest
 
+pytest.register_assert_rewrite("contracts")  # so that its asserts show their values, too
 GOLDEN = Path(__file__).parent / "golden"
 
 

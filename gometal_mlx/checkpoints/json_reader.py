@@ -6,6 +6,7 @@ Source: go-metal checkpoints/checkpoint.go (structs and their JSON tags, ensureB
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -46,7 +47,7 @@ def from_value(value: Any, where: str, arrays: Callable[[str, str], FloatArray] 
 Decode = Callable[[Any, str], Any]
 
 MAX_RANK = 32  # dimensions of a tensor; numpy takes 64, go-metal's engine 4
-MAX_FEATURES = 2**20  # channels for which missing statistics are made up
+MAX_FEATURES = 2**20  # channels of a file for which missing statistics are made up
 STRUCTS = ("training_state", "metadata")  # what Go holds by value: null leaves it as it is
 
 
@@ -87,12 +88,16 @@ class _Reader:
             raise self.error(path, f"an object is needed, got {_kind(value)}")
         folded = {_fold(name): name for name in fields}
         found: dict[str, Any] = {}
+        own: set[str] = set()  # fields whose objects are copies already
         for key, item in value:
             name = key if key in fields else folded.get(_fold(key))
             if name is None:
                 self.notes.append(f"{path}: ignored the unknown key {key!r}")
             elif isinstance(item, Object) and isinstance(found.get(name), Object):
-                found[name] = Object(found[name] + item)  # Go merges the second object into the first
+                merged = found[name] if name in own else Object(found[name])
+                own.add(name)
+                merged.extend(item)  # Go merges the second object into the first
+                found[name] = merged
             elif (
                 item is not None
                 or name not in found
@@ -149,6 +154,8 @@ class _Reader:
         dims = tuple(self.items(value, path, self.integer))
         if len(dims) > MAX_RANK:
             raise self.error(path, f"{len(dims)} dimensions; at most {MAX_RANK} are read")
+        if math.prod(abs(d) or 1 for d in dims) >= 2**62:
+            raise self.error(path, f"the dimensions {dims} are impossible")
         return dims
 
     def shapes(self, value: Any, path: str) -> tuple[Shape, ...]:
@@ -193,7 +200,7 @@ class _Reader:
             values, _ = self.struct(value, path, fields)
             outside = self.arrays is not None and values["tensor"]
             data = self.arrays("", values["tensor"]) if self.arrays and outside else self.floats(values["data"], path)
-            if data.size != math.prod(values[ARRAY_MARK]):
+            if any(d < 0 for d in values[ARRAY_MARK]) or data.size != math.prod(values[ARRAY_MARK]):
                 raise self.error(path, f"shape {values[ARRAY_MARK]} does not fit {data.size} numbers")
             return data.reshape(values[ARRAY_MARK])
         if isinstance(value, Object):
@@ -231,8 +238,9 @@ class _Reader:
 
     def _report_duplicates(self, c: Checkpoint) -> None:
         for what, names in (("layer", [s.name for s in c.model_spec.layers]), ("weight", [w.name for w in c.weights])):
-            for name in sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else ():
-                self.notes.append(f"{what} name {name!r} stands {names.count(name)} times; matched by position")
+            for name, count in sorted(Counter(names).items()):
+                if count > 1:
+                    self.notes.append(f"{what} name {name!r} stands {count} times; matched by position")
         for s in c.model_spec.layers:
             if not isinstance(s.type, LayerType):
                 self.notes.append(f"layer {s.name!r}: type {s.type} is unknown; a model cannot be built from this file")
@@ -339,13 +347,15 @@ def add_missing_statistics(c: Checkpoint) -> None:
     # for a name that stands twice go-metal takes the later layer
     batch_norms = {s.name: i for i, s in enumerate(c.model_spec.layers) if s.type == BatchNorm.code}
     known = {w.layer for w in c.weights if w.type in STATISTICS}
-    layers = list(c.model_spec.layers)
+    layers, left = list(c.model_spec.layers), MAX_FEATURES
     for name, i in batch_norms.items():
         if name in known:
             continue
         count = layers[i].parameters.get("num_features")
         features = int(count) if isinstance(count, int | float) and not isinstance(count, bool) else 0
-        if not 0 < features <= MAX_FEATURES:
+        if features > 0:
+            left -= features
+        if features <= 0 or left < 0:
             told = f"num_features is missing or unusable ({count!r:.40}), so running statistics could not be added"
             c.notes.append(f"layer {name!r}: {told}")
             continue

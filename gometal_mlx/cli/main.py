@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from .._version import __version__
 from ..errors import GoMetalError
 
-COMMANDS = ("train", "inspect", "convert", "verify", "diff", "predict")
+COMMANDS = ("train", "inspect", "convert", "verify", "diff", "predict", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

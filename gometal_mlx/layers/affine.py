@@ -79,5 +79,5 @@ def _step(op: str, scale: Any, shift: Any, c: Any, *, first: bool) -> tuple[Any,
         if op == "Div":
             return (scale / c, shift / c) if first else (None, None)
         if op == "Add":
-            return scale + 0 * c, shift + c
-        return (scale + 0 * c, shift - c) if first else (-scale + 0 * c, c - shift)
+            return scale, np.where(shift == 0, c, shift + c)  # 0 + -0 would be 0
+        return (scale, shift - c) if first else (-scale, c - shift)

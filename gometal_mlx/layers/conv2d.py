@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from .._types import FloatArray, Params, Shape
 from ..errors import ShapeError
+from ._conv import conv2d
 from ._layout import oihw_to_ohwi
 from .base import GraphWriter, Layer, Match, Param, constant, he_normal
 
@@ -62,8 +63,7 @@ class Conv2D(Layer):
         return p
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        y = mx.conv2d(x, oihw_to_ohwi(p["weight"]), self.stride, self.padding)
-        return y + p["bias"] if self.use_bias else y
+        return conv2d(x, oihw_to_ohwi(p["weight"]), p.get("bias"), self.stride, self.padding)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         inputs = [x, g.weight("weight"), *([g.weight("bias")] if self.use_bias else [])]

@@ -38,8 +38,9 @@ class LogSoftmax(Activation):
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         wide = x.astype(mx.float32)
-        y = wide - mx.logsumexp(wide, axis=internal_axis(self.axis, x.ndim), keepdims=True)
-        return y.astype(x.dtype)
+        axis = internal_axis(self.axis, x.ndim)
+        low = wide - mx.stop_gradient(mx.max(wide, axis=axis, keepdims=True))  # or large inputs swallow the sum
+        return (low - mx.logsumexp(low, axis=axis, keepdims=True)).astype(x.dtype)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("LogSoftmax", x, axis=self.axis)

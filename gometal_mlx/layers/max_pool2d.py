@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -9,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .._types import FloatArray, Params, Shape
+from ._device import on_cpu
 from .base import GraphWriter, Layer, Match
 from .conv2d import square_window, window_shape
 
@@ -51,7 +54,10 @@ class MaxPool2D(Layer):
         return (*x[:2], *window_shape(self, x, self.pool_size, self.stride or self.pool_size, self.padding))
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        y: mx.array = nn.MaxPool2d(self.pool_size, self.stride or self.pool_size, self.padding)(x)
+        size, stride, padding = self.pool_size, self.stride or self.pool_size, self.padding
+        if on_cpu() and stride != size:
+            return _overlapping(x, size, stride, padding)
+        y: mx.array = nn.MaxPool2d(size, stride, padding)(x)
         return y
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
@@ -68,3 +74,16 @@ class MaxPool2D(Layer):
             raise m.refuse(0, "ceil_mode = 1; only 0 is supported")
         kernel, stride, padding = square_window(m, [])
         return cls(name=m.name, pool_size=kernel, stride=stride, padding=padding), {}
+
+
+def _overlapping(x: mx.array, size: int, stride: int, padding: int) -> mx.array:
+    """The pool along the lines, then along the columns: MLX gathers windows, and its CPU scatters gradients slowly."""
+    if padding:
+        sides = (padding, padding)
+        x = mx.pad(x, [(0, 0), sides, sides, (0, 0)], constant_values=mx.array(-math.inf, x.dtype))
+    for axis in (1, 2):
+        last = (x.shape[axis] - size) // stride * stride
+        before = (slice(None),) * axis
+        shifted = (x[(*before, slice(i, i + last + 1, stride))] for i in range(size))
+        x = functools.reduce(mx.maximum, shifted)
+    return x

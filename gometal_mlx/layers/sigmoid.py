@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import mlx.core as mx
 
 from .._types import FloatArray, Params
+from ._exp import sigmoid
 from .base import Activation, GraphWriter, Match
 
 
@@ -24,7 +25,7 @@ class Sigmoid(Activation):
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Sigmoid",),)
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        return mx.sigmoid(x)
+        return sigmoid(x)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("Sigmoid", x)

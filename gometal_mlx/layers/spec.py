@@ -17,6 +17,7 @@ from .base import LAYERS, Layer
 from .registry import LayerType, type_name
 
 MAX_ELEMENTS = 2**40  # a model of more parameters than this is a damaged or hostile file, not a model
+MAX_LAYERS = 2000
 MAX_ROW = 2**28  # numbers that one row may become between two layers: 1 GB
 MAX_NAME_BYTES = 64  # go-metal's engine cuts longer names off
 # "step" and "learning_rate" are keys of every MLX optimizer's state tree, beside the layers' own
@@ -229,6 +230,8 @@ def normalise(spec: ModelSpec, notes: list[str]) -> ModelSpec:
     if shape and shape[0] < 1:
         notes.append(f"input_shape {shape}: read the batch {shape[0]} as 1 (any batch size works)")
         shape = (1, *shape[1:])
+    if len(spec.layers) > MAX_LAYERS:
+        raise SpecError(f"model: {len(spec.layers)} layers; at most {MAX_LAYERS} are run")
     layers: list[Layer] = []
     names: set[str] = set()
     for s in spec.layers:

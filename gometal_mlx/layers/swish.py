@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import mlx.core as mx
 
 from .._types import FloatArray, Params
+from ._exp import sigmoid
 from .base import Activation, GraphWriter, Match
 
 
@@ -25,7 +26,7 @@ class Swish(Activation):
     go_metal_limit = "go-metal can run it, but not train it or save its checkpoints"
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        return x * mx.sigmoid(x)
+        return x * sigmoid(x)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("Mul", x, g.node("Sigmoid", x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -292,9 +293,17 @@ class CheckpointManager(Callback):
 
     def _write(self, checkpoint: Checkpoint, path: Path, kind: str, value: float | None) -> None:
         """Write, make durable, enter into the manifest, and only then delete what is not kept; numpy only."""
-        FORMATS[self._format].save(checkpoint, path)
-        state = checkpoint.training_state
-        self.folder.add(Entry(path.name, kind, state.epoch, state.step, checksum(path), path.stat().st_size, value))
+        state, written = checkpoint.training_state, self.folder.staged(path.name)
+        try:
+            FORMATS[self._format].save(checkpoint, written)
+            size = written.stat().st_size
+            self.folder.add(Entry(path.name, kind, state.epoch, state.step, checksum(written), size, value), written)
+        except (GoMetalError, OSError) as e:
+            if written != path:
+                with contextlib.suppress(OSError):
+                    written.unlink(missing_ok=True)
+            told = e.strerror or e if isinstance(e, OSError) else str(e).replace(str(written), str(path))
+            raise type(e)(told) if isinstance(e, GoMetalError) else CheckpointError(f"{path}: {told}") from e
         self.folder.retain(self._kept)
 
     def _kept(self, entries: Entries) -> Entries:

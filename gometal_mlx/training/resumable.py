@@ -24,7 +24,7 @@ from ..checkpoints import (
     save,
 )
 from ..checkpoints.checkpoint import with_statistics
-from ..checkpoints.folder import CheckpointFolder
+from ..checkpoints.folder import ANY, CheckpointFolder
 from ..errors import CheckpointError, GoMetalError
 from ..layers import Model
 from ..layers.spec import describe_difference, normalise
@@ -63,7 +63,7 @@ def _load(path: str | os.PathLike[str]) -> tuple[Path, Checkpoint]:
     file = Path(path)
     if not file.is_dir():
         return file, load(file)
-    folder = CheckpointFolder(file, "*")
+    folder = CheckpointFolder(file, ANY)
     return folder.load_newest(e for e in folder.newest_first() if not e.name.endswith(".onnx"))
 
 
@@ -99,7 +99,8 @@ class ResumableTrainer(Trainer):
         )
         weights, metadata = extract_weights(self.model), CheckpointMetadata.now(description, tags)
         spec = with_statistics(self.spec, weights)
-        return Checkpoint(spec, weights, state, self.optimizer_state, metadata, saved.to_extras())
+        extras = copy.deepcopy(saved.to_extras())  # history and callbacks change while a thread writes
+        return Checkpoint(spec, weights, state, self.optimizer_state, metadata, extras)
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write a checkpoint in the format the suffix names; see ``checkpoints.save``."""

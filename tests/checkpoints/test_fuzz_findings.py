@@ -8,7 +8,7 @@ import pytest
 from checkpoint_samples import as_bytes, one_line, read, read_fields
 
 from gometal_mlx.checkpoints import Checkpoint
-from gometal_mlx.errors import CheckpointError, GoMetalError
+from gometal_mlx.errors import CheckpointError, GoMetalError, SpecError
 from gometal_mlx.layers import Model
 
 SIGNED = '"metadata": {"framework": "go-metal"}, '  # else the present time is written
@@ -87,6 +87,20 @@ def test_statistics_that_a_file_lacks_take_no_memory_that_it_only_asks_for(featu
         tracemalloc.stop()
 
 
+def test_statistics_of_many_layers_take_no_memory_either() -> None:
+    """Seven kilobytes of text asked for half a gigabyte, seven megabytes for half a terabyte."""
+    tracemalloc.start()
+    try:
+        norms = ({"type": 6, "name": f"bn{i}", "parameters": {"num_features": 2**20}} for i in range(64))
+        try:
+            read(layers(*norms))
+        except CheckpointError as e:
+            one_line(e, "bn", "num_features")
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -100,6 +114,26 @@ def test_a_shape_of_more_dimensions_than_numpy_has_is_refused(fields: str) -> No
     with pytest.raises(CheckpointError) as e:
         read_fields(fields % json.dumps([1] * 65))
     one_line(e.value, "f.json: $.")
+
+
+@pytest.mark.parametrize("shape", [[5, 1, 2**63 - 1, 0], [0, 2**62, 4], [2**31, 2**31, 2**31, 0]])
+def test_an_empty_array_of_absurd_dimensions_is_refused(shape: list[int]) -> None:
+    """_shaped and extra: ValueError (cannot reshape array of size 0)."""
+    with pytest.raises(CheckpointError) as e:
+        read_fields(f'"weights": [{{"name": "w", "shape": {shape}, "data": []}}]')
+    one_line(e.value, "f.json: $.weights[0]")
+    with pytest.raises(CheckpointError) as e:
+        read_fields(f'"gometal_mlx": {{"version": 1, "x": {{"float32": {shape}, "data": []}}}}')
+    one_line(e.value, "f.json: $.gometal_mlx.x")
+
+
+@pytest.mark.parametrize("shape", [[-1], [-1, -1], [-2, -1], [2, -1, -1]])
+def test_an_array_of_negative_dimensions_among_the_extras_is_refused(shape: list[int]) -> None:
+    """extra: ValueError (can only specify one unknown dimension)."""
+    for data in ([1], [1, 2]):
+        with pytest.raises(CheckpointError) as e:
+            read_fields(f'"gometal_mlx": {{"version": 1, "x": {{"float32": {shape}, "data": {data}}}}}')
+        one_line(e.value, "f.json: $.gometal_mlx.x")
 
 
 @pytest.mark.parametrize("size", [2**31, 2**33, 2**39, 2**40])
@@ -134,3 +168,23 @@ def test_many_lists_that_begin_as_numbers_and_go_on_otherwise_are_read_again() -
     items = [[0.5] * 300 + ["x"]] * 12
     checkpoint = read_fields(SIGNED + PLACES["extras"] % json.dumps(items))
     assert as_bytes(read(as_bytes(checkpoint))) == as_bytes(checkpoint)
+
+
+# ------------------------------------------------------------------------------------------ what took quadratic time
+
+
+def test_a_key_that_stands_very_often_is_merged() -> None:
+    """Each occurrence copied all that had been merged before; 80,000 took 78 s."""
+    text = "{" + ", ".join(['"model_spec": {"layers": []}'] * 80_000) + "}"
+    assert read(text).model_spec.layers == ()
+
+
+def test_names_that_stand_twice_are_counted_once() -> None:
+    """list.count for every name; 16,000 layers took 6 s."""
+    assert len(read(layers(*({"type": 2, "name": f"a{i // 2}"} for i in range(16_000)))).notes) == 8_000
+
+
+def test_more_layers_than_any_model_has_are_refused() -> None:
+    """Renaming tried every number from the first one on, for each layer; 8,000 of one name took 12 s."""
+    with pytest.raises(SpecError, match="8000 layers; at most 2000 are run"):
+        Model.from_checkpoint(read(layers(*[{"type": 2, "name": "a"}] * 8_000)))

@@ -515,7 +515,7 @@ W = '"weights": [{"name": "fc.weight", "layer": "fc", "shape": %s, "data": %s}]'
         (W % ("[]", "[1]"), ["('fc.weight', layer 'fc').data", "got 1"]),
         (W % ("[-1, -2]", "[1, 2]"), ["('fc.weight', layer 'fc').data"]),
         (W % ("[0]", "[1]"), ["('fc.weight', layer 'fc').data", "needs 0 numbers, got 1"]),
-        (W % ("[4611686018427387904, 4]", "[]"), ["('fc.weight', layer 'fc').data"]),
+        (W % ("[4611686018427387904, 4]", "[]"), ["$.weights[0].shape"]),
         (W % ("[1]", '"x"'), ["$.weights[0].data: an array is needed"]),
         (W % ("[1]", '{"a": 1}'), ["$.weights[0].data: an array is needed"]),
         ('"gometal_mlx": []', ["$.gometal_mlx: an object is needed"]),

@@ -1,5 +1,6 @@
 """safetensors: readable by every other reader, and complete for ours."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from checkpoint_samples import as_bytes, assert_same, files, full_checkpoint, one_line, small_checkpoint
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save as library_save
 
-from gometal_mlx.checkpoints import Checkpoint, load, save
+from gometal_mlx.checkpoints import Checkpoint, load, safetensors_format, save
 from gometal_mlx.errors import CheckpointError
 from gometal_mlx.layers import Model
 
@@ -204,3 +206,14 @@ def test_arrays_are_ours_and_can_be_changed(path: Path) -> None:
     c = load(path)
     c.weights[0].data += 1
     assert_same(load(path), small_checkpoint())
+
+
+def test_bytes_are_those_of_the_library():
+    arrays = {
+        "b.ü\u2028": np.arange(6, dtype=np.float32).reshape(2, 3), "empty": np.zeros((0, 3), np.float32),
+        "\U0001f600": np.ones(1, np.float32), 'q"\\\x01\x7f/': np.ones(5, np.float32), "B": np.ones((), np.float32),
+    }  # fmt: skip
+    metadata = {"gometal_mlx": '{"x": "\\n\x1f\x08\x0c\t</é"}\n'}
+    file = io.BytesIO()
+    safetensors_format._write(arrays, metadata, file)
+    assert file.getvalue() == library_save(arrays, metadata)

@@ -18,10 +18,14 @@ GO_METAL = {  # go-metal layers/layer.go
     "Dense": 0, "Conv2D": 1, "ReLU": 2, "Softmax": 3, "MaxPool2D": 4, "Dropout": 5, "BatchNorm": 6, "LeakyReLU": 7,
     "ELU": 8, "Sigmoid": 9, "Tanh": 10, "Swish": 11,
 }  # fmt: skip
+OURS = {  # layers that go-metal does not know; its own may go on from 12
+    "Flatten": 100, "AvgPool2D": 101, "GlobalAvgPool2D": 102, "LogSoftmax": 103, "ReLU6": 104, "Affine": 105,
+}  # fmt: skip
 SNAKE = {
     "Dense": "dense", "Conv2D": "conv2d", "ReLU": "relu", "Softmax": "softmax", "MaxPool2D": "max_pool2d",
     "Dropout": "dropout", "BatchNorm": "batch_norm", "LeakyReLU": "leaky_relu", "ELU": "elu", "Sigmoid": "sigmoid",
-    "Tanh": "tanh", "Swish": "swish",
+    "Tanh": "tanh", "Swish": "swish", "Flatten": "flatten", "AvgPool2D": "avg_pool2d",
+    "GlobalAvgPool2D": "global_avg_pool2d", "LogSoftmax": "log_softmax", "ReLU6": "relu6", "Affine": "affine",
 }  # fmt: skip
 REQUIRED = {"output_size", "output_channels", "kernel_size"}  # settings without a default
 every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=lambda c: c.__name__)
@@ -78,13 +82,26 @@ def test_overrides(layer: type[Layer], method: str) -> None:
     assert method in own
 
 
-def test_layer_types_are_go_metals() -> None:
-    assert {t.name: t.value for t in LayerType} == GO_METAL
-    assert {c.__name__: code for code, c in LAYERS.items()} == GO_METAL
+def test_layer_types_are_go_metals_and_ours() -> None:
+    assert {t.name: t.value for t in LayerType} == GO_METAL | OURS
+    assert {c.__name__: code for code, c in LAYERS.items()} == GO_METAL | OURS
     assert all(layer.code == code for code, layer in LAYERS.items())
     assert [type_name(i) for i in range(13)] == [*GO_METAL, "Unknown"]
+    assert [type_name(i) for i in range(99, 107)] == ["Unknown", *OURS, "Unknown"]
     assert type_name(-1) == "Unknown"
     assert str(LayerType.MaxPool2D) == "MaxPool2D"
+
+
+def test_our_codes_are_far_from_go_metals() -> None:
+    """A layer that go-metal adds gets the next number; none of ours may be taken for it."""
+    assert min(OURS.values()) >= 100
+    assert not OURS.keys() & GO_METAL.keys()
+    assert len({*OURS.values(), *GO_METAL.values()}) == len(LAYERS)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_layers_say_that_go_metal_does_not_know_them(name: str) -> None:
+    assert LAYERS[OURS[name]].go_metal_limit == "go-metal does not know this layer"
 
 
 @every_layer

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 
 from ...errors import CheckpointError, UnsupportedError
-from ...layers.spec import MAX_ELEMENTS
 
 if TYPE_CHECKING:
     from .graph import Node
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 BATCH = -(2**40)  # stands for the batch size in a constant that describes a shape
 _UNKNOWN = -(2**41)  # any other dimension: nothing that depends on it is understood
 _MAX_RANK = 8
+_MAX_NUMBERS = 2**29  # of a result: more than one ONNX file holds
 _FLOAT_KINDS = tuple(onnx.TensorProto.DataType.Value(n) for n in ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"))
 
 
@@ -49,8 +49,8 @@ def _value(node: Node, inputs: Sequence[Any], opset: int) -> Any:
     if node.op in _ARITHMETIC:
         if any(_symbolic(x) for x in inputs):  # before it overflows
             raise UnsupportedError(f"{node}: computes with the batch size")
-        if math.prod(np.broadcast_shapes(*(x.shape for x in inputs))) > MAX_ELEMENTS:
-            raise CheckpointError(f"{node}: its result fits no memory")
+        if math.prod(np.broadcast_shapes(*(x.shape for x in inputs))) > _MAX_NUMBERS:
+            raise CheckpointError(f"{node}: its result is larger than any ONNX file")
     return _RULES[node.op](node.attributes, list(inputs), opset)
 
 

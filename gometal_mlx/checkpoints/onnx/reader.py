@@ -180,7 +180,7 @@ class _Match:
             given = ones if axes is None else [self.place.layout[a % len(self.input_shape)] for a in axes]
             left = [d for i, d in enumerate(self.input_shape) if i not in given]
             return 0 not in given and set(given) <= set(ones) and len(left) == 2
-        if self.attr(node, "allowzero", 0) or not target or len(target[0]) != 2:
+        if not target or len(target[0]) != 2 or (self.attr(node, "allowzero", 0) and 0 in target[0]):
             return False
         batch, rest = target[0].tolist()
         baked = self.graph.fixed_batch and batch == self.input_shape[0]

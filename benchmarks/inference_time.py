@@ -1,0 +1,113 @@
+"""Milliseconds of a prediction, numpy to numpy: gometal_mlx against onnxruntime on the ONNX file it exports.
+
+The contestants take turns as in step_time.py, whose models these are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from step_time import Turn, installed, measure, report, spec, torch_model, work
+
+CASES = {f"{kind.upper()}, batch {batch}": (kind, batch) for kind in ("mlp", "cnn") for batch in (1, 256)}
+CONTESTANTS = {
+    "gometal": "gometal_mlx, predict",
+    "predictor": "Predictor from the ONNX file",
+    "onnxruntime": "onnxruntime",
+    "shipped": "gometal_mlx, MLX's own BLAS",
+    "torch": "PyTorch eager",
+}
+
+
+def trainer(kind: str, batch: int) -> Any:
+    """An untrained model: its numbers cost what others cost."""
+    import gometal_mlx as gm
+
+    return gm.ModelTrainer(spec(kind, batch), gm.TrainerConfig(seed=0))
+
+
+def exported(kind: str, batch: int) -> bytes:
+    """Its ONNX file."""
+    import gometal_mlx as gm
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        gm.save(trainer(kind, batch).checkpoint(), path)
+        return path.read_bytes()
+
+
+def gometal(kind: str, batch: int) -> Turn:
+    predict = trainer(kind, batch).predict
+    return lambda x, _: predict(x), lambda: None
+
+
+def predictor(kind: str, batch: int) -> Turn:
+    import gometal_mlx as gm
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        path.write_bytes(exported(kind, batch))
+        predict = gm.Predictor(path).predict
+    return lambda x, _: predict(x), lambda: None
+
+
+def onnxruntime(kind: str, batch: int) -> Turn:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # 0: as many as there are cores
+    session = onnxruntime.InferenceSession(exported(kind, batch), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x, _: session.run(None, {name: x}), lambda: None
+
+
+def torch(kind: str, batch: int) -> Turn:
+    import torch
+
+    model = torch_model(kind).eval()
+
+    def one(x: np.ndarray, _: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return torch.softmax(model(torch.from_numpy(x)), dim=1).numpy()
+
+    return one, lambda: None
+
+
+MAKE: dict[str, Callable[[str, int], Turn]] = {
+    "gometal": gometal,
+    "predictor": predictor,
+    "onnxruntime": onnxruntime,
+    "shipped": partial(gometal),
+    "torch": torch,
+}
+
+NOTE = (
+    "The models of step_time.py, from a numpy batch to a numpy result (probabilities; onnxruntime: logits). "
+    "Milliseconds a call: median (quartiles) of turns; bold: gometal_mlx's time divided by this one's, median within "
+    "rounds. The second table counts what one thread computes."
+)
+
+
+def main(rounds: int = 25) -> str:
+    """Measure, write inference_time.md and .json, return the Markdown."""
+    times = measure(__file__, CASES, installed(MAKE), rounds)
+    one_thread = measure(__file__, CASES, installed(MAKE), max(2, rounds // 3), one_thread=True)
+    return report("Prediction", NOTE, CONTESTANTS, times, one_thread, "inference_time")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=25, help="turns of each contestant")
+    options = parser.parse_args()
+    if options.work:
+        work(MAKE, options.work)
+    else:
+        print(main(options.rounds))

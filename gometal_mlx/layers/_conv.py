@@ -1,0 +1,168 @@
+"""Convolution of channels-last images, chosen per device.
+
+On Metal and CUDA it is ``mx.conv2d``. MLX's own CPU convolution has a good forward pass, but its gradient for the input
+spreads a strided image with zeros and convolves that: 10 to 25 times slower than needed for stride 2. So on the CPU the
+convolution is written as matrix products, with its own backward pass (``benchmarks/step_time.md`` has the figures).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import mlx.core as mx
+
+from ._device import on_cpu
+
+# Columns made at a time, a bound for the memory of a large batch: below the 32 MiB from which on glibc takes every
+# buffer afresh from the system, and large enough for a usual batch in one piece.
+PIECE_BYTES = 16 << 20
+
+Span = tuple[int, int]
+Convolution = Callable[..., mx.array]  # of the images, the kernels and perhaps the bias
+
+
+def conv2d(x: mx.array, w: mx.array, bias: mx.array | None, stride: int, padding: int) -> mx.array:
+    """Cross-correlation with square kernels, as ``mx.conv2d``; the device is looked at while tracing.
+
+    Shapes: x ``(N, H, W, C)``, w ``(O, k, k, C)``, bias ``(O,)``; the value ``(N, H', W', O)``.
+    """
+    learned = [w] if bias is None else [w, bias]
+    if not on_cpu():
+        y = mx.conv2d(x, w, stride, padding)
+        return y if bias is None else y + bias
+    dtype = mx.result_type(x, w)
+    if dtype in (mx.float16, mx.bfloat16):  # BLAS has no such product, MLX's own is 50 times slower than float32
+        x, *learned = (a.astype(mx.float32) for a in (x, *learned))
+    convolve = _pointwise if w.shape[1] == 1 else _as_products
+    return convolve(stride, padding)(x, *learned).astype(dtype)
+
+
+def _product(rows: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
+    """``rows @ weight + bias``; the bias goes into the product.
+
+    Added afterwards it would be fused with an activation into a loop over one buffer, which MLX's CPU compiler does not
+    make vectors of: six times slower than the product of a convolution.
+    """
+    return rows @ weight if bias is None else mx.addmm(bias, rows, weight)
+
+
+def _pointwise(stride: int, padding: int) -> Convolution:
+    """Kernels of one pixel: a product of each pixel's channels; MLX's gradients are fine here."""
+
+    def convolve(x: mx.array, w: mx.array, *bias: mx.array) -> mx.array:
+        pixels = _pad(x, padding)[:, ::stride, ::stride].reshape(-1, w.shape[3])
+        return _product(pixels, w.reshape(w.shape[0], -1).T, *bias).reshape(_output_shape(x, w, stride, padding))
+
+    return convolve
+
+
+def _as_products(stride: int, padding: int) -> Convolution:
+    """Larger kernels: every window as a row, and one product of all rows with the kernels."""
+
+    @mx.custom_function
+    def convolve(x: mx.array, w: mx.array, *bias: mx.array) -> mx.array:
+        kernels, k = w.reshape(w.shape[0], -1).T, w.shape[1]
+        rows = [_product(_windows(piece, k, k, stride), kernels, *bias) for piece in _pieces(x, w, stride, padding)]
+        return mx.concatenate(rows).reshape(_output_shape(x, w, stride, padding))
+
+    @convolve.vjp
+    def gradients(primals: Sequence[mx.array], g: mx.array, _: mx.array) -> tuple[mx.array, ...]:
+        # The columns are made again: as quick as keeping them, and mx.compile finds those of the forward pass anyway.
+        x, w, *bias = primals
+        outputs, k = w.shape[0], w.shape[1]
+        images = _pieces(x, w, stride, padding)
+        arriving = _split(g, images[0].shape[0])
+        dx = [_input_gradient(part, w, (x.shape[1], x.shape[2]), stride, padding) for part in arriving]
+        dw = mx.zeros((outputs, w.size // outputs), w.dtype)
+        for image, part in zip(images, arriving, strict=True):
+            dw = mx.addmm(dw, part.reshape(-1, outputs).T, _windows(image, k, k, stride))
+        return mx.concatenate(dx), dw.reshape(w.shape), *(g.sum(axis=(0, 1, 2)) for _ in bias)
+
+    return cast(Convolution, convolve)
+
+
+def _output_shape(x: mx.array, w: mx.array, stride: int, padding: int) -> tuple[int, int, int, int]:
+    height, width = ((d + 2 * padding - w.shape[1]) // stride + 1 for d in x.shape[1:3])
+    return x.shape[0], height, width, w.shape[0]
+
+
+def _pieces(x: mx.array, w: mx.array, stride: int, padding: int) -> list[mx.array]:
+    """The padded images, so many at a time that their columns are PIECE_BYTES."""
+    _, height, width, outputs = _output_shape(x, w, stride, padding)
+    bytes_per_image = height * width * (w.size // outputs) * x.itemsize
+    return _split(_pad(x, padding), max(1, PIECE_BYTES // max(bytes_per_image, 1)))
+
+
+def _split(a: mx.array, size: int) -> list[mx.array]:
+    return [a] if a.shape[0] <= size else [a[i : i + size] for i in range(0, a.shape[0], size)]
+
+
+def _pad(x: mx.array, padding: int) -> mx.array:
+    return mx.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)]) if padding else x
+
+
+def _windows(x: mx.array, height: int, width: int, stride: int) -> mx.array:
+    """Every window of an image as a row, shape ``(windows, height * width * C)`` (im2col)."""
+    n, h, w, c = x.shape
+    down, across = (h - height) // stride + 1, (w - width) // stride + 1
+    # contiguous: as_strided refuses some slices of one pixel; it copies nothing else
+    # a window's line is one run of width * C numbers, which copies faster than single pixels
+    strides = (h * w * c, stride * w * c, stride * c, w * c, 1)
+    view = mx.as_strided(mx.contiguous(x), (n, down, across, height, width * c), strides)
+    return view.reshape(n * down * across, height * width * c)
+
+
+def _input_gradient(g: mx.array, w: mx.array, size: tuple[int, int], stride: int, padding: int) -> mx.array:
+    """What an output's gradient ``g`` gives for the input of that height and width.
+
+    ``dx[v] = sum_i g[(v + padding - i) / stride] w[i]`` over the taps i for which that is whole. Those are the same for
+    all pixels v of one phase, v mod stride; the phases are computed apart and then interleaved.
+    """
+    down, across = (-(-d // stride) for d in size)
+    # With few input channels, narrow products by tap and their sum cost less than wide windows of g.
+    phase = _by_taps if 2 * w.shape[3] <= w.shape[0] else _by_correlation
+    shifts = [divmod(q + padding, stride) for q in range(stride)]  # how far g is shifted, and the first tap
+    lines = [
+        [phase(g, w[:, i::stride, j::stride], (y, y + down), (x, x + across)) for x, j in shifts] for y, i in shifts
+    ]
+    if stride == 1:
+        return lines[0][0]
+    pixels = mx.stack([mx.stack(line, axis=3) for line in lines], axis=2)
+    return pixels.reshape(g.shape[0], down * stride, across * stride, -1)[:, : size[0], : size[1]]
+
+
+def _by_correlation(g: mx.array, taps: mx.array, rows: Span, columns: Span) -> mx.array:
+    """``sum_i g[t - i] taps[i]`` for t in the spans: a correlation with the reversed taps."""
+    _, height, width, c = taps.shape
+    if not height * width:  # a stride larger than the kernel passes over some pixels
+        return mx.zeros(_shape(g, rows, columns, c), g.dtype)
+    g = _cut(g, (rows[0] - height + 1, rows[1]), (columns[0] - width + 1, columns[1]))
+    kernels = taps[:, ::-1, ::-1].transpose(1, 2, 0, 3).reshape(-1, c)
+    return (_windows(g, height, width, 1) @ kernels).reshape(_shape(g, rows, columns, c))
+
+
+def _by_taps(g: mx.array, taps: mx.array, rows: Span, columns: Span) -> mx.array:
+    """The same sum: the products of g with all taps at once, moved into place and added."""
+    outputs, height, width, c = taps.shape
+    products = (g.reshape(-1, outputs) @ taps.reshape(outputs, -1)).reshape(*g.shape[:3], height, width, c)
+    total = mx.zeros(_shape(g, rows, columns, c), g.dtype)
+    for i, j in itertools.product(range(height), range(width)):
+        total = total + _cut(products[:, :, :, i, j], (rows[0] - i, rows[1] - i), (columns[0] - j, columns[1] - j))
+    return total
+
+
+def _shape(g: mx.array, rows: Span, columns: Span, channels: int) -> tuple[int, int, int, int]:
+    return g.shape[0], rows[1] - rows[0], columns[1] - columns[0], channels
+
+
+def _cut(a: mx.array, rows: Span, columns: Span) -> mx.array:
+    """``a[:, rows, columns]``, with zeros for what lies outside."""
+    inside, pads = [], []
+    for (start, stop), length in zip((rows, columns), a.shape[1:3], strict=True):
+        first, last = min(max(start, 0), length), min(max(stop, 0), length)
+        inside.append(slice(first, last))
+        pads.append((first - start, stop - last) if first < last else (stop - start, 0))
+    a = a[:, inside[0], inside[1]]
+    return mx.pad(a, [(0, 0), *pads, (0, 0)]) if any(map(any, pads)) else a

@@ -1,0 +1,152 @@
+"""The CPU's own convolution against mx.conv2d, which is slow there but right."""
+
+from collections.abc import Callable, Iterator
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gometal_mlx.layers import Model, ModelBuilder, _conv
+
+# float32 has 24 bits (6e-8); up to a thousand products added in another order lose a digit and a half,
+# relative to the largest sum
+TOLERANCE = 3e-6
+
+Convolution = Callable[..., mx.array]
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu() -> Iterator[None]:
+    with mx.stream(mx.cpu):
+        yield
+
+
+def close(a: mx.array, b: mx.array, tolerance: float = TOLERANCE) -> None:
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
+    found, expected = np.array(a.astype(mx.float32)), np.array(b.astype(mx.float32))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-30))
+
+
+def arrays(n: int, size: tuple[int, int], c: int, o: int, k: int, seed: int = 0) -> tuple[mx.array, mx.array]:
+    keys = mx.random.split(mx.random.key(seed), 2)
+    return mx.random.normal((n, *size, c), key=keys[0]), mx.random.normal((o, k, k, c), key=keys[1])
+
+
+def ours(stride: int, padding: int) -> Convolution:
+    return lambda x, w, b=None: _conv.conv2d(x, w, b, stride, padding)
+
+
+def theirs(stride: int, padding: int) -> Convolution:
+    return lambda x, w, b=0: mx.conv2d(x, w, stride, padding) + b
+
+
+def value_and_gradients(convolution: Convolution, *given: mx.array) -> list[mx.array]:
+    """The output, and what it gives for the images, kernels and bias when it arrives with random weights."""
+    y = convolution(*given)
+    mask = mx.random.normal(y.shape, key=mx.random.key(9)).astype(y.dtype)
+    gradients = mx.grad(lambda *a: (convolution(*a) * mask).sum(), argnums=tuple(range(len(given))))(*given)
+    return [y, *gradients]
+
+
+def check(n: int, size: tuple[int, int], c: int, o: int, k: int, stride: int, padding: int) -> None:
+    x, w = arrays(n, size, c, o, k)
+    for bias in ([], [mx.random.normal((o,), key=mx.random.key(3))]):
+        found = value_and_gradients(ours(stride, padding), x, w, *bias)
+        for a, b in zip(found, value_and_gradients(theirs(stride, padding), x, w, *bias), strict=True):
+            close(a, b)
+
+
+@given(
+    n=st.integers(1, 3), height=st.integers(1, 11), width=st.integers(1, 11), c=st.integers(1, 5), o=st.integers(1, 11),
+    k=st.integers(1, 5), stride=st.integers(1, 4), padding=st.integers(0, 5),
+)  # fmt: skip
+@example(n=2, height=7, width=6, c=2, o=3, k=2, stride=4, padding=1)  # the stride passes over pixels
+@example(n=2, height=7, width=6, c=1, o=3, k=2, stride=4, padding=1)  # alike, by taps
+@example(n=1, height=8, width=9, c=3, o=2, k=3, stride=3, padding=0)  # a border that no window covers
+@example(n=1, height=2, width=3, c=2, o=2, k=3, stride=2, padding=4)  # windows that see padding alone
+@example(n=2, height=5, width=5, c=4, o=3, k=1, stride=2, padding=1)  # one pixel
+@example(n=3, height=5, width=4, c=2, o=5, k=5, stride=1, padding=2)
+@settings(deadline=None, max_examples=150)  # no deadline: the machine is shared
+def test_value_and_gradients_are_those_of_mx(
+    n: int, height: int, width: int, c: int, o: int, k: int, stride: int, padding: int
+) -> None:
+    k = min(k, height + 2 * padding, width + 2 * padding)
+    check(n, (height, width), c, o, k, stride, padding)
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 5])
+def test_a_large_batch_goes_in_pieces(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    monkeypatch.setattr(_conv, "PIECE_BYTES", 5 // pieces * 4 * 4 * 2 * 9 * 4)  # rows * windows * columns * bytes
+    for stride, outputs in ((1, 2), (1, 7), (2, 2)):
+        size = (4, 4) if stride == 1 else (8, 8)
+        check(5, size, 2, outputs, 3, stride, 1)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_half_precision_is_computed_in_float32(dtype: mx.Dtype, kernel: int) -> None:
+    x, w = (a.astype(dtype) for a in arrays(2, (6, 6), 3, 4, kernel))
+    found = value_and_gradients(ours(2, 1), x, w)
+    # the mask of value_and_gradients is rounded to the dtype, so that float32 has the same one
+    y = ours(2, 1)(x, w)
+    mask = mx.random.normal(y.shape, key=mx.random.key(9)).astype(dtype).astype(mx.float32)
+    x32, w32 = x.astype(mx.float32), w.astype(mx.float32)
+    exact = [theirs(2, 1)(x32, w32)]
+    exact += mx.grad(lambda x, w: (theirs(2, 1)(x, w) * mask).sum(), argnums=(0, 1))(x32, w32)
+    for a, b in zip(found, exact, strict=True):
+        assert a.dtype == dtype
+        # rounded once; the largest value has 11 or 8 bits
+        close(a.astype(mx.float32), b, 2.0**-11 if dtype == mx.float16 else 2.0**-8)
+
+
+@pytest.mark.parametrize(("stride", "outputs"), [(1, 3), (1, 8), (2, 3), (2, 8)])
+def test_compiled_is_eager(stride: int, outputs: int) -> None:
+    x, w = arrays(3, (7, 6), 3, outputs, 3)
+    convolution = ours(stride, 1)
+    eager = value_and_gradients(convolution, x, w)
+    compiled = mx.compile(lambda x, w: value_and_gradients(convolution, x, w))(x, w)
+    for a, b in zip(compiled, eager, strict=True):
+        close(a, b, 1e-6)  # a fused kernel may round once instead of twice
+
+
+def test_images_need_not_lie_in_order() -> None:
+    x, w = arrays(2, (5, 6), 3, 4, 3)
+    channels_first = mx.contiguous(x.transpose(0, 3, 1, 2))
+    for view in (channels_first.transpose(0, 2, 3, 1), mx.repeat(x, 2, axis=0)[::2]):
+        for a, b in zip(value_and_gradients(ours(1, 1), view, w), value_and_gradients(ours(1, 1), x, w), strict=True):
+            close(a, b)
+
+
+def test_no_work_for_the_images_where_only_kernels_learn() -> None:
+    x, w = arrays(64, (16, 16), 8, 8, 3)
+    peaks = []
+    for wanted in (1, (0, 1)):
+        gradient = mx.grad(lambda x, w: ours(1, 1)(x, w).square().sum(), argnums=wanted)
+        mx.eval(gradient(x, w))
+        mx.reset_peak_memory()
+        mx.eval(gradient(x, w))
+        peaks.append(mx.get_peak_memory())
+    assert peaks[0] < peaks[1]
+
+
+def test_metal_keeps_the_convolution_of_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = arrays(1, (5, 5), 2, 3, 3)
+    used = []
+    monkeypatch.setattr(mx, "conv2d", lambda x, w, stride, padding: used.append((stride, padding)) or x)
+    _conv.conv2d(x, w, None, 1, 1)
+    assert not used
+    monkeypatch.setattr(_conv, "on_cpu", lambda: False)
+    _conv.conv2d(x, w, None, 2, 1)
+    assert used == [(2, 1)]
+
+
+def test_the_layer_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> mx.array:
+        raise AssertionError
+
+    model = Model(ModelBuilder((1, 3, 6, 6)).add_conv2d(4, 3, 2, 1).compile(), seed=0)
+    monkeypatch.setattr(mx, "conv2d", fail)
+    assert model(mx.zeros((2, 3, 6, 6))).shape == (2, 4, 3, 3)

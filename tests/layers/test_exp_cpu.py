@@ -1,0 +1,131 @@
+"""The CPU's own exponential functions against float64, and the overlapping pool against MLX's."""
+
+from collections.abc import Callable, Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gometal_mlx.layers import _exp, max_pool2d
+
+# four roundings to 24 bits, and a polynomial that is exact to 25
+ERROR = 4e-7
+
+FUNCTIONS: dict[str, tuple[Callable[[mx.array], mx.array], Callable[[np.ndarray], np.ndarray]]] = {
+    "sigmoid": (_exp.sigmoid, lambda x: 1 / (1 + np.exp(-x))),
+    "tanh": (_exp.tanh, np.tanh),
+}
+SLOPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "sigmoid": lambda x: 1 / (2 + np.exp(x) + np.exp(-x)),
+    "tanh": lambda x: 1 / np.cosh(x) ** 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu() -> Iterator[None]:
+    with mx.stream(mx.cpu):
+        yield
+
+
+def points() -> np.ndarray:
+    small = np.geomspace(1e-30, 1, 20_001)
+    return np.concatenate([np.linspace(-80, 80, 200_001), small, -small, [0]]).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_digit_but_the_last(name: str) -> None:
+    ours, exact = FUNCTIONS[name]
+    x = points()
+    expected = exact(x.astype(np.float64))
+    # relative: also near 0, where tanh is about x
+    np.testing.assert_allclose(np.array(ours(mx.array(x)), np.float64), expected, rtol=ERROR, atol=1e-37)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_slope(name: str) -> None:
+    x = points()
+    x = x[x < 20]
+    found = np.array(mx.grad(lambda v: FUNCTIONS[name][0](v).sum())(mx.array(x)), np.float64)
+    expected = SLOPES[name](x.astype(np.float64))
+    # 1 - y * y doubles the error of y and cancels where y is near 1, as in MLX's own gradients: absolute there
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=4e-7)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_limits_and_nan(name: str) -> None:
+    low, high, nan = np.array(FUNCTIONS[name][0](mx.array([-np.inf, np.inf, np.nan])))
+    assert low == pytest.approx({"sigmoid": 0, "tanh": -1}[name], abs=1e-30)
+    assert high == 1
+    assert np.isnan(nan)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_half_precision_is_rounded_once(name: str, dtype: mx.Dtype) -> None:
+    ours, _ = FUNCTIONS[name]
+    x = mx.array(np.linspace(-5, 5, 101, dtype=np.float32)).astype(dtype)
+    assert ours(x).dtype == dtype
+    assert mx.array_equal(ours(x), ours(x.astype(mx.float32)).astype(dtype))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compiled_is_eager(name: str, compiled: None) -> None:
+    ours, _ = FUNCTIONS[name]
+
+    def both(x: mx.array) -> list[mx.array]:
+        return [ours(x), mx.grad(lambda v: ours(v).sum())(x)]
+
+    x = mx.array(np.linspace(-9, 9, 1001, dtype=np.float32))
+    mx.disable_compile()
+    eager = both(x)
+    mx.eval(eager)
+    mx.enable_compile()
+    for a, b in zip(mx.compile(both)(x), eager, strict=True):
+        # a fused kernel may round once instead of twice
+        np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-6, atol=1e-7)
+
+
+def test_metal_keeps_the_functions_of_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_exp, "on_cpu", lambda: False)
+    x = mx.array(np.linspace(-5, 5, 101, dtype=np.float32))
+    for name, (ours, _) in FUNCTIONS.items():
+        assert mx.array_equal(ours(x), getattr(mx, name)(x)), name
+
+
+@given(
+    n=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9), size=st.integers(1, 4),
+    stride=st.integers(1, 5), padding=st.integers(0, 2),
+)  # fmt: skip
+@example(n=2, height=8, width=9, size=3, stride=2, padding=1)
+@settings(deadline=None)  # no deadline: the machine is shared
+def test_overlapping_pool_is_that_of_mx(n: int, height: int, width: int, size: int, stride: int, padding: int) -> None:
+    padding = min(padding, size // 2)
+    size = min(size, height + 2 * padding, width + 2 * padding)
+    padding = min(padding, size // 2)
+    rng = np.random.default_rng(0)
+    numbers = rng.permutation(n * height * width * 2)  # no ties: each formulation may choose another of equal numbers
+    x = mx.array((numbers - numbers.size // 2).reshape(n, height, width, 2).astype(np.float32))
+
+    def ours(x: mx.array) -> mx.array:
+        return max_pool2d._overlapping(x, size, stride, padding)
+
+    theirs = nn.MaxPool2d(size, stride, padding)
+    assert mx.array_equal(ours(x), theirs(x))
+    mask = mx.array(rng.integers(-9, 9, ours(x).shape))
+    gradients = [mx.grad(lambda x, f=f: (f(x) * mask).sum())(x) for f in (ours, theirs)]
+    assert mx.array_equal(*gradients)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_pool_is_chosen_per_device(monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
+    layer, x = max_pool2d.MaxPool2D(name="p", pool_size=3, stride=stride, padding=1), mx.ones((2, 9, 9, 2))
+    used = []
+    original = max_pool2d._overlapping
+    monkeypatch.setattr(max_pool2d, "_overlapping", lambda *a: used.append(a) or original(*a))
+    for cpu in (True, False):
+        monkeypatch.setattr(max_pool2d, "on_cpu", lambda cpu=cpu: cpu)
+        layer.forward({}, x, training=True, key=None)
+    assert len(used) == (stride != 3)
