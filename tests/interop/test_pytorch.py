@@ -10,14 +10,20 @@ import pytest
 from gometal_mlx import Model, ModelSpec
 from gometal_mlx.layers import (
     ELU,
+    Affine,
+    AvgPool2D,
     BatchNorm,
     Conv2D,
     Dense,
     Dropout,
+    Flatten,
+    GlobalAvgPool2D,
     Layer,
     LeakyReLU,
+    LogSoftmax,
     MaxPool2D,
     ReLU,
+    ReLU6,
     Sigmoid,
     Softmax,
     Swish,
@@ -123,6 +129,22 @@ LAYER_CASES: list[tuple[Layer, tuple[int, ...], bool, Forward]] = [
     (Sigmoid(name="l"), IMAGE, True, lambda x, w: torch.sigmoid(x)),
     (Tanh(name="l"), IMAGE, True, lambda x, w: torch.tanh(x)),
     (Swish(name="l"), IMAGE, True, lambda x, w: F.silu(x)),
+    (Flatten(name="l"), IMAGE, True, lambda x, w: torch.flatten(x, 1)),
+    *(
+        (
+            AvgPool2D(name="l", pool_size=k, stride=s, padding=p, count_include_pad=include), IMAGE, True,
+            lambda x, w, k=k, s=s, p=p, include=include: F.avg_pool2d(x, k, s or k, p, count_include_pad=include),
+        )
+        for k, s, p, include in [(2, 0, 0, True), (3, 2, 1, True), (3, 2, 1, False), (2, 1, 1, False)]
+    ),
+    (GlobalAvgPool2D(name="l"), IMAGE, True, lambda x, w: F.adaptive_avg_pool2d(x, 1)),
+    (LogSoftmax(name="l", axis=1), IMAGE, True, lambda x, w: F.log_softmax(x, 1)),
+    (ReLU6(name="l"), IMAGE, True, lambda x, w: F.relu6(x)),
+    (Affine(name="l"), (5, 3), True, lambda x, w: x * w["weight"] + w["bias"]),
+    (
+        Affine(name="l"), IMAGE, True,
+        lambda x, w: x * w["weight"].reshape(-1, 1, 1) + w["bias"].reshape(-1, 1, 1),
+    ),
 ]  # fmt: skip
 
 
