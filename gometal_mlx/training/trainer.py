@@ -168,6 +168,8 @@ class Trainer:
         if validation_split:
             data, validation_data = self._split(data, validation_data, validation_split)
         loader = self._as_loader(data, shuffle=True)
+        if loader is not data:
+            loader.epoch = self.epoch  # five epochs and five more see the rows in the order of ten
         validation = None if validation_data is None else self._as_loader(validation_data, shuffle=False)
         listeners = [*callbacks, *([checkpoints] if checkpoints else [])]
         run = self._begin(loader, listeners)

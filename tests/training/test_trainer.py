@@ -166,6 +166,15 @@ def test_fit_from_arrays_shuffles_by_seed():
     assert not np.array_equal(weights(a)["out.weight"], weights(c)["out.weight"])
 
 
+def test_five_epochs_and_five_more_are_ten():
+    x, y = blobs(40)
+    whole, parts = trainer(noisy()), trainer(noisy())
+    whole.fit((x, y), 6)
+    parts.fit((x, y), 2)
+    parts.fit((x, y), 4)
+    assert all(np.array_equal(v, arrays(parts)[k]) for k, v in arrays(whole).items())
+
+
 def test_without_a_seed_one_is_drawn_and_kept():
     a, b = ModelTrainer(mlp()), ModelTrainer(mlp())
     assert a.config.seed != b.config.seed
