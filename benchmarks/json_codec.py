@@ -3,9 +3,8 @@
     python benchmarks/json_codec.py        # writes json_codec.md and json_codec.json beside itself
 
 Times are medians of five rounds in one process after one to warm up, files in the page cache. Operations that are
-compared take turns.
-Memory is measured in a process of its own for each operation: the peak of resident memory (``ru_maxrss``) above what it
-was when everything was imported and, for saving, the checkpoint was built.
+compared take turns. Memory is measured in a process of its own for each operation: the peak of resident memory (what
+``ru_maxrss`` gives) above what it was when everything was imported and, for saving, the checkpoint was built.
 """
 
 from __future__ import annotations
@@ -65,16 +64,19 @@ def checkpoint() -> Any:
 
 
 def peak_bytes() -> int:
-    """The most resident memory this process has had."""
+    """The most resident memory this process has had.
+
+    On Linux ``ru_maxrss`` outlives exec, so that a process of a large parent begins with that; VmHWM is its own.
+    """
+    if (status := Path("/proc/self/status")).exists():
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def memory_of(operation: str, path: Path) -> dict[str, int]:
-    """Run an operation in a process of its own.
-
-    Call it before this process has grown: on Linux a child's ``ru_maxrss`` begins with its parent's.
-    """
+    """Run an operation in a process of its own."""
     command = [sys.executable, __file__, "--memory", operation, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     values: dict[str, int] = json.loads(done.stdout)
