@@ -83,6 +83,7 @@ class Target:
         except self.error as e:
             self.check_message(e)
             return None, "refused"
+        checkpoint.metadata.framework = checkpoint.metadata.framework or "unsigned"  # else the present time is written
         return checkpoint, self.written(checkpoint)
 
     def written(self, checkpoint: Any) -> str:
@@ -105,7 +106,7 @@ class Target:
             other = self.read(data)[1]
         finally:
             self.go_json.BLOCK, self.go_json.LONG_ARRAY, self.go_json._Splitter._START = block, long, start
-        if told != other and "created_at" not in told[-400:]:
+        if told != other:
             raise Disagreement(f"small blocks read: {difference(told, other)}")
 
     def again(self, checkpoint: Any) -> None:
@@ -114,7 +115,7 @@ class Target:
         if first.startswith("not saved"):
             return
         second = self.read(first.encode())[1]
-        if first != second and checkpoint.metadata.framework:  # an unsigned file is stamped with the present time
+        if first != second:
             raise Disagreement(f"written again: {difference(first, second)}")
 
     def check_message(self, e: Exception) -> None:
