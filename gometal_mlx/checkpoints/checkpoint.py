@@ -132,6 +132,19 @@ class Checkpoint:
         for t in self.optimizer_state.state_data if self.optimizer_state else ():
             yield f"optimizer state {t.name!r}", t
 
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What the author says about the model, such as ``class_names`` and ``preprocessing``: names and JSON values.
+
+        Every format keeps it; in ONNX each name is an entry of ``metadata_props``.
+        """
+        found = self.extras.get("info", {})
+        return found if isinstance(found, dict) else {}
+
+    @info.setter
+    def info(self, values: Mapping[str, Any]) -> None:
+        self.extras["info"] = dict(values)
+
     def validate(self) -> None:
         """Check what every format needs before anything is written.
 
@@ -190,13 +203,15 @@ def check_finite(data: FloatArray, where: str) -> None:
         raise CheckpointError(f"{where}: element {at} is {data.reshape(-1)[at]}; NaN and infinity cannot be stored")
 
 
-def extract_weights(model: Model) -> list[WeightTensor]:
-    """The model's arrays as WeightTensors: learned ones in go-metal's order, then the running statistics."""
+def extract_weights(model: Model, *, copy: bool = True) -> list[WeightTensor]:
+    """The model's arrays as WeightTensors: learned ones in go-metal's order, then the running statistics.
+
+    Args:
+        copy: False gives views of the model's own memory, for as long as nobody changes the model.
+    """
     mx.eval(model.state)
     slots = [(layer.name, name, param.kind) for layer, name, param in model.slots()]
-    arrays = [
-        np.array(model[layer][name], np.float32) for layer, name, _ in slots
-    ]  # copies: later steps do not reach them
+    arrays = [np.array(model[layer][name], np.float32, copy=copy or None) for layer, name, _ in slots]
     return [
         WeightTensor(f"{layer}.{name}", a.shape, a, layer, kind)
         for (layer, name, kind), a in zip(slots, arrays, strict=True)

@@ -189,9 +189,11 @@ def _lists(s: LayerSpec | ModelSpec) -> list[list[int] | None]:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, *, allow_nonfinite: bool = False) -> Checkpoint:
     """Read a file (``.gz`` or not); repairs and oddities are in the checkpoint's ``notes``.
 
+    Args:
+        allow_nonfinite: as for the other formats; JSON has no such numbers.
     Raises: CheckpointError naming file, JSON path and reason.
     """
     try:

@@ -21,6 +21,7 @@ def report(c: Checkpoint, *, file_bytes: int) -> dict[str, Any]:
             "description": c.metadata.description,
             "tags": ", ".join(c.metadata.tags),
         },
+        "info": dict(c.info),
         "training_state": dict(vars(c.training_state)),
         "optimizer": None
         if optimizer is None
@@ -67,11 +68,12 @@ def go_metal_limits(c: Checkpoint) -> list[str]:
 
 
 def _statistics(w: WeightTensor) -> dict[str, Any]:
-    data = w.data if w.data.size else np.zeros(1, np.float32)
+    data = w.data[np.isfinite(w.data)]
+    nonfinite, data = w.data.size - data.size, data if data.size else np.zeros(1, np.float32)
     return {
         "name": w.name, "type": w.type, "shape": list(w.shape), "min": float(data.min()), "max": float(data.max()),
         "mean": float(data.mean(dtype=np.float64)), "std": float(data.std(dtype=np.float64)),
-        "zeros": int(w.data.size - np.count_nonzero(w.data)),
+        "zeros": int(w.data.size - np.count_nonzero(w.data)), "nonfinite": int(nonfinite),
     }  # fmt: skip
 
 

@@ -78,9 +78,11 @@ def _tensors(c: Checkpoint, *, extras: bool) -> dict[str, FloatArray]:
     return tensors
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, *, allow_nonfinite: bool = False) -> Checkpoint:
     """Read a file written by ``save``.
 
+    Args:
+        allow_nonfinite: also read NaN and infinity, to look at them; no model takes them.
     Raises: CheckpointError naming file and tensor: damaged, not float32, NaN, missing or without an architecture.
     """
     try:
@@ -102,7 +104,8 @@ def load(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path}: tensor {key!r} is missing; the file is damaged")
         if tensors[key].dtype != np.float32:
             raise CheckpointError(f"{path}: tensor {key!r} is {tensors[key].dtype}; float32 needed")
-        check_finite(tensors[key], f"{path}: tensor {key!r}")
+        if not allow_nonfinite:
+            check_finite(tensors[key], f"{path}: tensor {key!r}")
         used.add(key)
         data: FloatArray = tensors[key]
         return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report as text or JSON."""
-    found = report(load(args.file), file_bytes=Path(args.file).stat().st_size)
+    found = report(load(args.file, allow_nonfinite=True), file_bytes=Path(args.file).stat().st_size)
     print(json.dumps(found, indent=2) if args.json else _text(args.file, found))
     return 0
 
@@ -30,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
 def _text(path: str, r: dict[str, Any]) -> str:
     meta, state, sizes = r["metadata"], r["training_state"], r["memory"]
     parts = [f"{path} ({size_text(sizes['file_bytes'])})", "", "Metadata", table(meta.items(), indent="  ")]
+    if r["info"]:
+        parts += ["", "Info", table(((k, textwrap.shorten(str(v), 100)) for k, v in r["info"].items()), indent="  ")]
     parts += ["", "Training state", table(state.items(), indent="  ")]
     optimizer = r["optimizer"]
     if optimizer:
@@ -46,11 +49,13 @@ def _text(path: str, r: dict[str, Any]) -> str:
     ]
     parts.append(table(layers, ("#", "name", "layer", "output", "parameters", "settings"), indent="  "))
     if r["weights"]:
+        figures = ("min", "max", "mean", "std")
+        counts = ("zeros", "nonfinite") if any(w["nonfinite"] for w in r["weights"]) else ("zeros",)
         rows = [
-            (w["name"], w["type"], w["shape"], *(f"{w[k]:.4g}" for k in ("min", "max", "mean", "std")), w["zeros"])
+            (w["name"], w["type"], w["shape"], *(f"{w[k]:.4g}" for k in figures), *(w[k] for k in counts))
             for w in r["weights"]
         ]
-        header = ("name", "type", "shape", "min", "max", "mean", "std", "zeros")
+        header = ("name", "type", "shape", *figures, *counts)
         parts += ["", "Weights", table(rows, header, indent="  ")]
     parts += [
         "",

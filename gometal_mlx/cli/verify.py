@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
 
         report = verify_file(Path(args.file), tolerance=args.tolerance)
         sizes = " and ".join(map(str, report.batch_sizes))
-        print(f"{args.file}: ok; checker passed, onnxruntime agrees with MLX on batches of {sizes}")
+        edges = f"{report.edge_rows} edge cases"
+        print(f"{args.file}: ok; checker passed, onnxruntime agrees with MLX on batches of {sizes}, and on {edges}")
         print(f"  largest difference {report.largest_difference:.2e}, relative {report.relative_difference:.1e}")
         return 0
     checkpoint = load(args.file)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import mlx.core as mx
 import numpy.typing as npt
@@ -39,7 +41,7 @@ class Predictor:
 
     def _build(self, checkpoint: Checkpoint, loss_function: LossFunction | str | int | None) -> None:
         self.model = Model.from_checkpoint(checkpoint)
-        self.notes = checkpoint.notes
+        self.notes, self._info = checkpoint.notes, checkpoint.info
         if loss_function is None:
             run = RunState.from_extras(checkpoint.extras)
             several = len(self.spec.output_shape) == 2 and self.spec.output_shape[1] > 1
@@ -54,6 +56,11 @@ class Predictor:
     def spec(self) -> ModelSpec:
         """The architecture."""
         return self.model.spec
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What the checkpoint's author says about the model, such as ``class_names``; see Checkpoint.info."""
+        return self._info
 
     def predict(self, inputs: npt.ArrayLike) -> FloatArray:
         """Probabilities for classification, values for regression; shape ``(N, outputs)``.

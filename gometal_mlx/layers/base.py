@@ -54,6 +54,7 @@ class GraphWriter(Protocol):
 
     opset: int
     keep_dropout: bool  # write Dropout nodes although they do nothing in inference
+    gemm: bool  # write an affine map as Gemm, not as MatMul and Add
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append a node named after the layer and return the name of its output."""
@@ -88,6 +89,12 @@ class Match(Protocol):
 
     def attr(self, node: int, name: str, default: Any) -> Any:
         """The attribute's value; whatever no layer reads must have its default, or the import is refused."""
+
+    def only(self, node: int, name: str, value: float) -> None:
+        """Refuse the attribute unless it is (or holds only) this value, its default; one message names all of them."""
+
+    def object(self, node: int, reason: str) -> None:
+        """Refuse the match once the layer has read the rest of it."""
 
     def consts(self, node: int) -> list[FloatArray]:
         """The node's constant inputs, in order."""

@@ -108,10 +108,8 @@ class BatchNorm(Layer):
         if not m.data_first(0) or len(consts) != 4 or {c.shape for c in consts} != {m.input_shape[1:2]}:
             shapes = [c.shape for c in consts]
             raise m.refuse(0, f"scale, B, mean and var must be constants of {m.input_shape[1:2]}, got {shapes}")
-        if m.attr(0, "training_mode", 0):
-            raise m.refuse(0, "training_mode = 1; export the model for inference")
-        if m.attr(0, "spatial", 1) != 1:
-            raise m.refuse(0, "spatial = 0 normalises each position by itself")
+        m.only(0, "training_mode", 0)
+        m.only(0, "spatial", 1)  # 0 normalises each position by itself
         momentum = m.attr(0, "momentum", 0.9)
         momentum = momentum if m.from_gometal else f32(1 - f32(momentum))  # ONNX keeps the weight of the OLD value
         layer = cls(name=m.name, num_features=m.input_shape[1], eps=m.attr(0, "epsilon", 1e-5), momentum=momentum)

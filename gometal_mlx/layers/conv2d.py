@@ -76,14 +76,11 @@ class Conv2D(Layer):
         if not m.data_first(0) or not consts or consts[0].ndim != 4:
             raise m.refuse(0, "its kernel must be a constant of rank 4 (two-dimensional convolution)")
         weight = consts[0]
-        if (group := m.attr(0, "group", 1)) != 1:
-            raise m.refuse(0, f"group = {group}; only 1 is supported")
-        if any(d != 1 for d in m.attr(0, "dilations", [1, 1])):
-            raise m.refuse(0, f"dilations = {m.attr(0, 'dilations', [1, 1])}; only 1 is supported")
+        m.only(0, "group", 1)
         kernel, stride, padding = square_window(m, list(weight.shape[2:]))
-        if [kernel, kernel] != list(weight.shape[2:]):
+        if m.attr(0, "kernel_shape", list(weight.shape[2:])) != list(weight.shape[2:]):
             raise m.refuse(0, f"kernel_shape {kernel} contradicts the weight's shape {weight.shape}")
-        if weight.shape[1] != m.input_shape[1]:
+        if m.attr(0, "group", 1) == 1 and weight.shape[1] != m.input_shape[1]:
             raise m.refuse(
                 0, f"weight {weight.shape} needs {weight.shape[1]} input channels, the input has {m.input_shape[1]}"
             )
@@ -113,12 +110,28 @@ def window_shape(layer: Layer, x: Shape, kernel: int, stride: int, padding: int)
 
 
 def square_window(m: Match, default_kernel: list[int]) -> tuple[int, int, int]:
-    """kernel, stride and padding of a matched convolution or pooling node, or a refusal."""
+    """kernel, stride and padding of a matched convolution or pooling node; objects to any but a square window."""
+    m.only(0, "dilations", 1)
     kernel, strides = m.attr(0, "kernel_shape", default_kernel), m.attr(0, "strides", [1, 1])
-    pads, auto = m.attr(0, "pads", [0, 0, 0, 0]), m.attr(0, "auto_pad", "NOTSET")
-    if auto not in ("NOTSET", "VALID"):
-        raise m.refuse(0, f"auto_pad = {auto}; explicit pads needed")
+    for name, values in (("kernel_shape", kernel), ("strides", strides)):
+        if len(values) != 2 or min(values) < 1:
+            raise m.refuse(0, f"{name} = {list(values)}; two positive numbers needed")
+    pads = _pads(m, kernel, strides)
+    if len(pads) != 4:
+        raise m.refuse(0, f"pads = {list(pads)}; four numbers needed")
     for name, values in (("kernel_shape", kernel), ("strides", strides), ("pads", pads)):
         if len(set(values)) != 1:
-            raise m.refuse(0, f"{name} = {list(values)}; one value for all sides needed")
-    return kernel[0], strides[0], 0 if auto == "VALID" else pads[0]
+            m.object(0, f"{name} = {list(values)}; one value for all sides needed")
+    return kernel[0], strides[0], pads[0]
+
+
+def _pads(m: Match, kernel: list[int], strides: list[int]) -> list[int]:
+    """Zeros before and after each axis; ``SAME_...`` spreads what ``ceil(size / stride)`` windows lack."""
+    auto = m.attr(0, "auto_pad", "NOTSET")
+    if auto not in ("SAME_UPPER", "SAME_LOWER"):
+        pads: list[int] = m.attr(0, "pads", [0, 0, 0, 0])
+        return [0, 0, 0, 0] if auto == "VALID" else pads
+    sizes = zip(m.input_shape[2:], kernel, strides, strict=True)
+    lacking = [max((math.ceil(size / s) - 1) * s + k - size, 0) for size, k, s in sizes]
+    less, more = [n // 2 for n in lacking], [n - n // 2 for n in lacking]
+    return [*less, *more] if auto == "SAME_UPPER" else [*more, *less]

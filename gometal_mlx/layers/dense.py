@@ -24,7 +24,7 @@ class Dense(Layer):
     Args:
         output_size: features out, at least 1.
         use_bias: add a learned bias (starts at 0). The weight starts He-normal over the input features.
-    ONNX: writes ``Flatten`` (rank > 2) and ``Gemm``; also reads ``MatMul``, ``MatMul`` + ``Add``.
+    ONNX: writes ``Flatten`` (rank > 2) and ``Gemm``, or ``MatMul`` and ``Add`` on request; reads both.
     Raises: SpecError for a size below 1; ShapeError for an input of rank < 2.
     Source: go-metal layers/layer.go, computeDenseInfo.
     """
@@ -69,7 +69,10 @@ class Dense(Layer):
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         if len(g.shape()) > 2:
             x = g.node("Flatten", x, axis=1)
-        return g.node("Gemm", x, g.weight("weight"), *([g.weight("bias")] if self.use_bias else []))
+        if g.gemm:
+            return g.node("Gemm", x, g.weight("weight"), *([g.weight("bias")] if self.use_bias else []))
+        y = g.node("MatMul", x, g.weight("weight"))
+        return g.node("Add", y, g.weight("bias")) if self.use_bias else y
 
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:

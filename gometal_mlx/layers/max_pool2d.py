@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .._types import FloatArray, Params, Shape
+from .._types import FloatArray, Params
 from ._device import on_cpu
-from .base import GraphWriter, Layer, Match
-from .conv2d import square_window, window_shape
+from ._pool import Pool2D
+from .base import GraphWriter, Match
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaxPool2D(Layer):
+class MaxPool2D(Pool2D):
     """Largest value of each square window.
 
     Shapes: input ``(N, C, H, W)``; output ``(N, C, H', W')`` with ``H' = (H + 2 * padding - pool_size) // stride + 1``.
@@ -35,45 +35,19 @@ class MaxPool2D(Layer):
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("MaxPool",),)
     go_metal_limit = "go-metal has the number of this layer, but cannot run it"
 
-    pool_size: int = 2
-    stride: int = 0
-    padding: int = 0
-
-    def check(self) -> None:
-        if self.pool_size < 1:
-            raise self.error(f"pool_size must be at least 1, got {self.pool_size}")
-        if self.stride < 0:
-            raise self.error(f"stride must be at least 1 (or 0 for pool_size), got {self.stride}")
-        if not 0 <= self.padding <= self.pool_size // 2:
-            raise self.error(f"padding must be from 0 to half the window ({self.pool_size // 2}), got {self.padding}")
-
-    def resolve(self, x: Shape) -> Self:
-        return self if self.stride else replace(self, stride=self.pool_size)
-
-    def output_shape(self, x: Shape) -> Shape:
-        return (*x[:2], *window_shape(self, x, self.pool_size, self.stride or self.pool_size, self.padding))
-
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        size, stride, padding = self.pool_size, self.stride or self.pool_size, self.padding
+        size, stride, padding = self.window
         if on_cpu() and stride != size:
             return _overlapping(x, size, stride, padding)
         y: mx.array = nn.MaxPool2d(size, stride, padding)(x)
         return y
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
-        k, s, p = self.pool_size, self.stride or self.pool_size, self.padding
-        return g.node("MaxPool", x, kernel_shape=[k, k], strides=[s, s], pads=[p] * 4)
+        return g.node("MaxPool", x, **self.onnx_window())
 
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
-        if len(m.input_shape) != 4:
-            raise m.refuse(0, f"input of rank {len(m.input_shape)}; only two-dimensional pooling is supported")
-        if any(d != 1 for d in m.attr(0, "dilations", [1, 1])):
-            raise m.refuse(0, f"dilations = {m.attr(0, 'dilations', [1, 1])}; only 1 is supported")
-        if m.attr(0, "ceil_mode", 0):
-            raise m.refuse(0, "ceil_mode = 1; only 0 is supported")
-        kernel, stride, padding = square_window(m, [])
-        return cls(name=m.name, pool_size=kernel, stride=stride, padding=padding), {}
+        return cls(name=m.name, **cls.matched_window(m)), {}
 
 
 def _overlapping(x: mx.array, size: int, stride: int, padding: int) -> mx.array:

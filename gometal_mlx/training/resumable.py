@@ -99,7 +99,8 @@ class ResumableTrainer(Trainer):
         )
         weights, metadata = extract_weights(self.model), CheckpointMetadata.now(description, tags)
         spec = with_statistics(self.spec, weights)
-        extras = copy.deepcopy(saved.to_extras())  # history and callbacks change while a thread writes
+        about = {"info": self.info} if self.info else {}
+        extras = copy.deepcopy(saved.to_extras() | about)  # history and callbacks change while a thread writes
         return Checkpoint(spec, weights, state, self.optimizer_state, metadata, extras)
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Any:
@@ -166,7 +167,7 @@ class ResumableTrainer(Trainer):
         self.best_loss = math.inf if state.best_loss in (0, UNKNOWN_BEST_LOSS) else state.best_loss
         self.best_accuracy, self._step = state.best_accuracy, step
         self.base_learning_rate = optimizer.rate if run is None and scheduler is None else self.base_learning_rate
-        self._pending = None
+        self._pending, self.info = None, dict(checkpoint.info)
         if run is not None:
             self.best_loss, self.best_accuracy, self.history = run.best_loss, run.best_accuracy, History(run.history)
             self.base_learning_rate = run.base_learning_rate

@@ -58,6 +58,7 @@ class Trainer:
         self.base_learning_rate = self.optimizer.rate  # what a schedule scales
         self.scheduler: LRScheduler | None = copy.deepcopy(self.config.scheduler)  # type: ignore[assignment]
         self.history = History()
+        self.info: dict[str, Any] = {}  # goes into every checkpoint; see Checkpoint.info
         self.should_stop = False
         self.epoch = 0  # epochs finished
         self.best_loss, self.best_accuracy = math.inf, 0.0

@@ -1,6 +1,7 @@
 """ONNX out: what onnxruntime runs with the model's own results. ONNX in: the same numbers, or a reason why not."""
 
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,9 @@ import pytest
 from checkpoint_samples import (
     GOLDEN,
     GOLDEN_ONNX,
+    SUFFIXES,
     assert_same,
+    assert_same_arrays,
     bounded,
     cnn_spec,
     files,
@@ -31,7 +34,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from gometal_mlx.checkpoints import Checkpoint, CheckpointMetadata, load, save
-from gometal_mlx.checkpoints.onnx import VerifyReport, verify_file, writer
+from gometal_mlx.checkpoints.onnx import VerifyReport, verify, verify_file, writer
 from gometal_mlx.checkpoints.onnx.writer import NEWEST_OPSET, OLDEST_OPSET
 from gometal_mlx.errors import CheckpointError, GoMetalError, UnsupportedError
 from gometal_mlx.layers import Model, ModelBuilder
@@ -285,6 +288,21 @@ def test_the_tolerance_is_the_callers(path: Path) -> None:
         save(full_checkpoint(), path, tolerance=0.0)
     assert not path.exists()
     assert save(full_checkpoint(), path, tolerance=0.5).tolerance == 0.5
+
+
+def test_edge_cases_are_compared_as_well(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A difference that random rows do not show; the worst batch is reported."""
+    right = verify.run
+
+    def wrong(running: Any, x: np.ndarray, output: str | None = None) -> np.ndarray:
+        y = right(running, x, output)
+        return y + 0.5 * (x == 0).all(axis=1, keepdims=True)
+
+    monkeypatch.setattr(verify, "run", wrong)
+    report = save(small_checkpoint(), path, tolerance=100.0)
+    assert (report.edge_rows, report.largest_difference) == (8, 0.5)
+    with pytest.raises(CheckpointError, match=r"differs from MLX by 0\.5"):
+        save(small_checkpoint(), path)
 
 
 @pytest.mark.parametrize(
@@ -585,8 +603,8 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], tuple[int, ...], 
     "dilations": (nodes("c=Conv x w > y", dilations=[2, 2]), {"w": K}, (3, 5, 5), ["'c' (Conv)", "dilations = [2, 2]"]),
     "pads": (nodes("c=Conv x w > y", pads=[1, 1, 0, 0]), {"w": K}, (3, 5, 5), ["'c' (Conv)", "pads = [1, 1, 0, 0]"]),
     "strides": (nodes("c=Conv x w > y", strides=[1, 2]), {"w": K}, (3, 5, 5), ["'c' (Conv)", "strides = [1, 2]"]),
-    "auto_pad": (nodes("c=Conv x w > y", auto_pad="SAME_UPPER"), {"w": K}, (3, 5, 5),
-        ["'c' (Conv)", "auto_pad = SAME_UPPER"]),
+    "auto_pad": (nodes("c=Conv x w > y", auto_pad="SAME_UPPER", strides=[2, 2]), {"w": K}, (3, 4, 4),
+        ["'c' (Conv)", "pads = [0, 0, 1, 1]"]),
     "window": (nodes("c=Conv x w > y"), {"w": normal(2, 3, 3, 2)}, (3, 5, 5), ["'c' (Conv)"]),
     "Conv of rank 3": (nodes("c=Conv x w > y"), {"w": normal(2, 3, 3)}, (3, 5), ["'c' (Conv)", "rank 4"]),
     "kernel_shape": (nodes("c=Conv x w > y", kernel_shape=[2, 2]), {"w": K}, (3, 5, 5),
@@ -753,7 +771,7 @@ def samples() -> list[tuple[str, bytes]]:
     golden = [
         (p.stem, p.read_bytes()) for p in GOLDEN_ONNX if p.stem in ("layer_batchnorm_affine", "layer_conv2d_bias")
     ]
-    return [("ours", ours.SerializeToString()), ("foreign", foreign.SerializeToString()), *golden]
+    return [("ours", b"".join(ours.chunks())), ("foreign", foreign.SerializeToString()), *golden]
 
 
 SAMPLES = samples()
@@ -877,6 +895,79 @@ def test_options_of_the_graph_are_proven_and_come_back(path: Path, options: dict
         assert all(np.array_equal(a, b.data) for a, b in zip(half, again.weights, strict=True))
     if "keep_dropout" in options:
         assert ("Dropout" in ops) == any(s.type_name == "Dropout" for s in c.model_spec.layers)
+
+
+def test_ends_get_the_names_that_are_asked_for(path: Path) -> None:
+    c = Checkpoint(cnn_spec(), weights_of(cnn_spec()))
+    save(c, path, input_name="image", output_name="scores")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [session.get_inputs()[0].name, session.get_outputs()[0].name] == ["image", "scores"]
+    again = load(path)
+    assert again.notes == []
+    assert_same_arrays(c, again)
+
+
+@pytest.mark.parametrize("name", ["", "fc1.weight", "relu_output", "output"])
+def test_names_of_the_input_that_cannot_be_are_refused(name: str, path: Path) -> None:
+    with pytest.raises(CheckpointError) as e:
+        save(small_checkpoint(), path, input_name=name)
+    one_line(e.value, str(path), repr(name))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("option", [{"opset": "17"}, {"opset": True}, {"gemm": 1}, {"input_name": None}, {"gem": True}])
+def test_options_of_another_type_or_name_are_refused(option: dict[str, Any], path: Path) -> None:
+    with pytest.raises(CheckpointError) as e:
+        save(small_checkpoint(), path, **option)
+    one_line(e.value, str(path), f"option {next(iter(option))!r}")
+    assert not path.exists()
+
+
+def test_dense_layers_as_matmul_and_add(path: Path) -> None:
+    c = small_checkpoint()
+    assert save(c, path, gemm=False).ok
+    proto = onnx.load(path)
+    assert [n.op_type for n in proto.graph.node] == ["MatMul", "Add", "Relu", "MatMul"]
+    again = load(path)
+    assert again.notes == []
+    assert_same_arrays(c, again)
+    del proto.metadata_props[:]  # now the graph is read
+    onnx.save(proto, path)
+    assert_same_arrays(c, load(path))
+
+
+def test_what_the_author_says_is_readable_for_everybody_and_comes_back(path: Path) -> None:
+    c = small_checkpoint()
+    c.info = {"class_names": ["a", "ü"], "preprocessing": {"scale": 1 / 255, "mean": [0.5]}, "licence": "MIT"}
+    save(c, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    props = session.get_modelmeta().custom_metadata_map
+    assert json.loads(props["class_names"]) == ["a", "ü"]
+    assert json.loads(props["preprocessing"]) == {"scale": 1 / 255, "mean": [0.5]}
+    assert props["licence"] == "MIT"
+    assert load(path).info == c.info
+    for suffix in SUFFIXES:  # through every format
+        save(load(path), path.with_suffix(suffix))
+        assert load(path.with_suffix(suffix)).info == c.info
+
+
+def test_what_another_author_says_is_kept(path: Path) -> None:
+    proto = graph(*FOREIGN["Gemm transB alpha beta"][:3])
+    texts = {"class_names": '["x", "y"]', "names": "{0: 'x'}", "author": "A. B.", "deep": "[" * 100_000, "n": "12"}
+    helper.set_model_props(proto, texts)
+    onnx.save(proto, path)
+    assert load(path).info == texts | {"class_names": ["x", "y"]}
+
+
+def test_numbers_do_not_pass_through_protobuf_but_arrive(path: Path) -> None:
+    """What is written piece by piece is what protobuf would have written."""
+    export = writer.build(Model.from_checkpoint(full_checkpoint()), full_checkpoint())
+    whole = onnx.ModelProto.FromString(b"".join(export.chunks()))
+    assert export.same_graph(whole.graph)
+    onnx.checker.check_model(whole, full_check=True)
+    assert [t.name for t in whole.graph.initializer] == [t.name for t in export.tensors]
+    whole.graph.initializer[0].raw_data = bytes(len(whole.graph.initializer[0].raw_data))
+    assert not export.same_graph(whole.graph)
 
 
 def test_exporting_does_not_change_the_checkpoint(path: Path) -> None:

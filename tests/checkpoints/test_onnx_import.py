@@ -765,10 +765,10 @@ REFUSED: dict[str, tuple[Graph, list[str]]] = {
     "groups": (Graph("c=Conv x k > y", {"k": normal(3, 1, 3, 3)}, IMAGE, {"y": {"group": 3}}), ["'c' (Conv)", "group"]),
     "dilation": (Graph("c=Conv x k > y", {"k": K}, (3, 9, 9), {"y": {"dilations": [2, 2]}}),
         ["'c' (Conv)", "dilations = [2, 2]"]),
-    "auto_pad": (Graph("c=Conv x k > y", {"k": K}, IMAGE, {"y": {"auto_pad": "SAME_UPPER"}}),
-        ["'c' (Conv)", "auto_pad = SAME_UPPER"]),
-    "auto_pad of a pool": (Graph("p=AveragePool x > y", {}, IMAGE,
-        {"y": {"auto_pad": "SAME_LOWER", "kernel_shape": [2, 2]}}), ["'p' (AveragePool)", "auto_pad = SAME_LOWER"]),
+    "auto_pad that is uneven": (Graph("c=Conv x k > y", {"k": K}, IMAGE,
+        {"y": {"auto_pad": "SAME_UPPER", "strides": [2, 2]}}), ["'c' (Conv)", "pads = [0, 0, 1, 1]"]),
+    "auto_pad of a pool that is uneven": (Graph("p=AveragePool x > y", {}, IMAGE,
+        {"y": {"auto_pad": "SAME_LOWER", "kernel_shape": [2, 2]}}), ["'p' (AveragePool)", "pads = [1, 1, 0, 0]"]),
     "asymmetric pads": (Graph("c=Conv x k > y", {"k": K}, IMAGE, {"y": {"pads": [0, 0, 1, 1]}}),
         ["'c' (Conv)", "pads = [0, 0, 1, 1]"]),
     "oblong window": (Graph("p=MaxPool x > y", {}, IMAGE, {"y": {"kernel_shape": [1, 2]}}),
@@ -816,6 +816,61 @@ def test_one_message_names_all_the_attributes_of_a_node_that_no_layer_reads(path
     with pytest.raises(UnsupportedError) as e:
         load_of(g, path, check=False)
     one_line(e.value, "'r' (Relu)", "attribute slope = 2.0", "attribute other = 3")
+
+
+def test_one_message_names_all_that_is_wrong_with_all_the_nodes(path: Path) -> None:
+    """Behind a refused node, in each branch and behind their meeting the search goes on."""
+    g = Graph(
+        "g=Conv x a > t1 | p=MaxPool t1 > t2 | l=Conv t2 b > t3 | r=Conv t2 c > t4 | m=Add t3 t4 > t5 "
+        "| u=Gelu t5 > t6 | Flatten t6 > t7 | s=Softmax t7 > t8 | q=Cast t8 > t9 | d=Gemm t9 w > y",
+        {"a": normal(4, 1, 3, 3), "b": normal(4, 4, 1, 3), "c": normal(4, 4, 1, 1), "w": normal(64, 2)},
+        (4, 20, 20),
+        {
+            "t1": {"group": 4, "dilations": [2, 2], "pads": [0, 1, 0, 1]},
+            "t2": {"kernel_shape": [2, 3], "ceil_mode": 1, "strides": [2, 1]},
+            "t3": {"pads": [0, 1, 0, 1]},
+            "t8": {"axis": 1},
+            "t9": {"to": TensorProto.BFLOAT16},
+            "y": {"transA": 1},
+        },
+        20,
+    )
+    with pytest.raises(UnsupportedError) as e:
+        load_of(g, path, check=False)
+    parts = ["'g' (Conv): group = 4", "'g' (Conv): dilations = [2, 2]", "'g' (Conv): pads = [0, 1, 0, 1]"]
+    parts += ["'p' (MaxPool): kernel_shape = [2, 3]", "'p' (MaxPool): ceil_mode = 1", "'p' (MaxPool): strides = [2, 1]"]
+    parts += ["'l' (Conv), node 'r' (Conv); branches", "'l' (Conv): kernel_shape = [1, 3]", "'m' (Add)", "'u' (Gelu)"]
+    text = str(e.value)
+    for part in (*parts, str(path), "'q' (Cast)", "'d' (Gemm): transA = 1"):
+        assert text.count(part) == 1, text
+    assert "\n" not in text
+
+
+def test_a_message_of_very_many_problems_is_cut(path: Path) -> None:
+    names = [f"t{i}" for i in range(100)]
+    nodes = " | ".join(f"{b}=Erf {a} > {b}" for a, b in zip(["x", *names], [*names, "y"], strict=False))
+    with pytest.raises(UnsupportedError) as e:
+        load_of(Graph(nodes, {}, (3,)), path, check=False)
+    assert "'t0' (Erf)" in str(e.value)
+    assert str(e.value).endswith("; and 71 more")
+    assert len(str(e.value)) < 3000
+
+
+SAME = {
+    "odd window": ("Conv x k > y", {"auto_pad": "SAME_UPPER"}, 1),
+    "odd window, lower": ("Conv x k > y", {"auto_pad": "SAME_LOWER"}, 1),
+    "nothing lacks": ("MaxPool x > y", {"auto_pad": "SAME_UPPER", **POOL}, 0),
+    "a step": ("MaxPool x > y", {"auto_pad": "SAME_LOWER", "kernel_shape": [3, 3], "strides": [3, 3]}, 1),
+    "no padding": ("Conv x k > y", {"auto_pad": "VALID"}, 0),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_padding_that_the_graph_leaves_to_be_computed(name: str, path: Path) -> None:
+    """onnxruntime computes the same."""
+    text, attributes, padding = SAME[name]
+    checkpoint = load_of(Graph(text, {"k": K} if "k" in text.split() else {}, IMAGE, {"y": attributes}), path)
+    assert checkpoint.model_spec.layers[0].parameters["padding"] == padding
 
 
 # --------------------------------------------------------------------------------------------------- a wrong import

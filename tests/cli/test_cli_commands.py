@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import gometal_mlx as gm
@@ -76,6 +77,31 @@ def test_inspect_shows_notes(run: Any, golden: Path) -> None:
     assert "\nNotes\n  layer 'bn1': running statistics not in the file" in out
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".onnx"])
+def test_inspect_counts_what_is_not_finite(run: Any, files: dict[str, Path], suffix: str, tmp_path: Path) -> None:
+    data = bytearray(files[suffix].read_bytes())
+    first = gm.load(files[suffix]).weights[0].data
+    at = data.index(first.tobytes())
+    data[at : at + 8] = np.array([np.nan, -np.inf], np.float32).tobytes()
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(gm.GoMetalError, match="NaN and infinity"):
+        gm.load(path)
+    result = run("inspect", path)
+    assert result.code == 0
+    line = next(x.split() for x in result.out.splitlines() if x.strip().startswith("fc1.weight "))
+    rest = first.reshape(-1)[2:]
+    assert line[5:] == [*(f"{v:.4g}" for v in (rest.min(), rest.max(), rest.mean(), rest.std())), "0", "2"][1:]
+    found = json.loads(run("inspect", "--json", path).out)
+    assert [w["nonfinite"] for w in found["weights"]] == [2, 0, 0, 0]
+
+
+def test_inspect_shows_what_the_author_says(run: Any, checkpoint: gm.Checkpoint, tmp_path: Path) -> None:
+    checkpoint.info = {"class_names": ["cat", "dog"]}
+    gm.save(checkpoint, tmp_path / "m.json")
+    assert "class_names  ['cat', 'dog']" in run("inspect", tmp_path / "m.json").out
+
+
 # ----------------------------------------------------------------------------------------------------------- convert
 
 
@@ -103,6 +129,51 @@ def test_convert(
     else:
         assert found.optimizer_state is None
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+
+def test_convert_with_options_for_onnx(run: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    options = ["--opset", "15", "--softmax", "--matmul", "--input-name", "x", "--output-name", "p", "--float16-weights"]
+    assert run("convert", files[".json"], out, *options, "--keep-dropout", "--tolerance", "1e-4").code == 0
+    proto = onnx.load(out)
+    assert [n.op_type for n in proto.graph.node if n.op_type != "Cast"] == [
+        "MatMul",
+        "Add",
+        "Relu",
+        "MatMul",
+        "Add",
+        "Softmax",
+    ]
+    assert (proto.graph.input[0].name, proto.graph.output[0].name, proto.opset_import[0].version) == ("x", "p", 15)
+
+
+def test_convert_with_weights_beside_the_graph(run: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    out, back = tmp_path / "m.onnx", tmp_path / "back.json"
+    result = run("convert", files[".json"], out, "--external-data", "--no-verify")
+    assert "onnxruntime agrees" not in result.out
+    assert len(list(tmp_path.glob("m.onnx.*.data"))) == 1
+    assert run("convert", out, back).code == 1
+    assert run("convert", out, back, "--read-external").code == 0
+    assert content(gm.load(back)) == content(gm.load(files[".json"]))
+
+
+def test_convert_without_extras(run: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = gm.load(files[".json"])
+    checkpoint.extras = {"k": 1}
+    gm.save(checkpoint, tmp_path / "k.json")
+    assert run("convert", tmp_path / "k.json", tmp_path / "m.json", "--no-extras").code == 0
+    assert gm.load(tmp_path / "m.json").extras == {}
+
+
+@pytest.mark.parametrize(("output", "option"), [("m.json", "--softmax"), ("m.onnx", "--no-extras")])
+def test_convert_refuses_options_of_another_format(
+    run: Any, files: dict[str, Path], tmp_path: Path, output: str, option: str
+) -> None:
+    result = run("convert", files[".json"], tmp_path / output, option)
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert output in result.err
+    assert not (tmp_path / output).exists()
 
 
 def test_convert_onto_itself(run: Any, files: dict[str, Path], checkpoint: gm.Checkpoint, tmp_path: Path) -> None:

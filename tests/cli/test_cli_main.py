@@ -52,7 +52,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_interrupting_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(path: str) -> None:
+    def interrupted(path: str, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inspect, "load", interrupted)

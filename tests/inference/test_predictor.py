@@ -227,3 +227,15 @@ def test_names_the_file_that_does_not_run(name: str, golden: Path) -> None:
         Predictor(path)
     assert str(e.value).startswith(f"{path}: ")
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_a_trainer_says_about_its_model_reaches_the_predictor(suffix: str, tmp_path: Path) -> None:
+    trainer = gm.ModelTrainer(mlp(), gm.TrainerConfig(seed=0))
+    trainer.info = {"class_names": ["a", "b", "c"], "preprocessing": {"scale": 0.5}}
+    trainer.save(tmp_path / f"m{suffix}")
+    assert Predictor(tmp_path / f"m{suffix}").info == trainer.info
+    if suffix != ".onnx":
+        resumed = gm.ModelTrainer.resume(tmp_path / f"m{suffix}")
+        assert resumed.info == trainer.info
+        assert gm.ModelTrainer(mlp(), gm.TrainerConfig(seed=1)).info == {}

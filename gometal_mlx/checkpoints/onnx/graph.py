@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,15 @@ class Graph:
         self.input_shape: Shape = (1,)
         self.fixed_batch = False  # the file takes one batch size only
         self.element_type = int(TensorProto.FLOAT)
+        self.problems: list[str] = []  # what no layer could take, a text a node
+        self.refused: set[int] = set()  # ids of those nodes
+        self._proto = onnx.ModelProto()
 
     @classmethod
     def read(cls, proto: onnx.ModelProto) -> Graph:
-        """Parse and check; every node that no layer could take is in one message.
+        """Parse and check; nodes that no layer could take stand in ``problems``.
 
-        Raises: CheckpointError for a damaged graph, UnsupportedError for one that is no chain of known operators.
+        Raises: CheckpointError for a damaged graph, UnsupportedError for one that has not one input and one output.
         """
         g = proto.graph
         versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
@@ -74,6 +77,7 @@ class Graph:
             told = f"opset {max(versions, default='missing')}: {OLDEST_READ} to {NEWEST_OPSET} are read"
             raise UnsupportedError(told)
         graph = cls(max(versions))
+        graph._proto = proto
         if len(g.node) > MAX_NODES:
             raise UnsupportedError(f"{len(g.node)} nodes; at most {MAX_NODES} are read")
         for tensor in g.initializer:
@@ -136,32 +140,52 @@ class Graph:
         return [(i, n) for i, n in numbered if i in needed]
 
     def _take_nodes(self, protos: list[tuple[int, onnx.NodeProto]]) -> None:
-        problems = []
         waiting: list[tuple[Node, str]] = []
         for i, n in protos:
-            try:
-                waiting.append((_node(n, i, self.opset), n.domain))
-            except UnsupportedError as e:
-                problems.append(str(e))
-        for node, domain in waiting:
-            if domain not in ("", "ai.onnx"):
-                problems.append(f"{node}: domain {domain!r} is unknown")
-            elif node.op == "Constant":
-                self.constants[node.outputs[0]] = _constant(node)
+            node, problems = _node(n, i, self.opset)
+            if n.domain not in ("", "ai.onnx"):
+                problems.append(f"{node}: domain {n.domain!r} is unknown")
+            elif node.op == "Constant" and not problems:
+                self._try(node, lambda node: _constant(node))
+            self._object(node, problems)
+            waiting.append((node, n.domain))
         progress = True
         while progress:  # nodes need not be in order
             progress = False
             for node in [n for n, _ in waiting if n.op in FOLDED and n.outputs[0] not in self.constants]:
-                if all(not i or i in self.constants for i in node.inputs) or node.op == "Shape":
-                    self.constants[node.outputs[0]] = fold(
-                        node, [self.constants.get(i) for i in node.inputs], self.opset
-                    )
+                known = all(not i or i in self.constants for i in node.inputs) or node.op == "Shape"
+                if known and id(node) not in self.refused:
+                    self._try(node, lambda node: fold(node, [self.constants.get(i) for i in node.inputs], self.opset))
                     progress = True
         self.nodes = [n for n, _ in waiting if n.outputs[0] not in self.constants]
-        known = {op for layer in LAYERS.values() for pattern in layer.onnx_patterns for op in pattern} | {*LAYOUT_OPS}
-        problems += [f"{n}: no layer does this" for n, d in waiting if n in self.nodes and not d and n.op not in known]
+        known_ops = {op for layer in LAYERS.values() for pattern in layer.onnx_patterns for op in pattern}
+        for node in self.nodes:
+            if id(node) not in self.refused and node.op not in known_ops | {*LAYOUT_OPS}:
+                self._object(node, [f"{node}: no layer does this"])
+
+    def _try(self, node: Node, value: Callable[[Node], FloatArray]) -> None:
+        try:
+            self.constants[node.outputs[0]] = value(node)
+        except UnsupportedError as e:
+            self._object(node, [str(e)])
+
+    def _object(self, node: Node, problems: list[str]) -> None:
         if problems:
-            raise UnsupportedError("; ".join(problems))
+            self.problems += problems
+            self.refused.add(id(node))
+
+    def inferred_shapes(self) -> dict[str, Shape]:
+        """Shapes of the tensors in between, as far as onnx can tell them; batch 1 where it is free."""
+        try:
+            inferred = onnx.shape_inference.infer_shapes(self._proto)
+        except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+            return {}
+        found = {}
+        for v in inferred.graph.value_info:
+            dims = [d.dim_value for d in v.type.tensor_type.shape.dim]
+            if len(dims) >= 2 and all(d > 0 for d in dims[1:]) and math.prod(dims[1:]) <= MAX_ELEMENTS:
+                found[v.name] = (max(dims[0], 1), *dims[1:])
+        return found
 
     def _connect(self) -> None:
         for node in [n for n in self.nodes if n.op == "Identity" or self._is_identity_cast(n)]:
@@ -186,8 +210,8 @@ class Graph:
             other.inputs = [source if name == result else name for name in other.inputs]
 
 
-def _node(n: onnx.NodeProto, position: int, opset: int) -> Node:
-    """The node with its attributes read, after a check against its operator's schema."""
+def _node(n: onnx.NodeProto, position: int, opset: int) -> tuple[Node, list[str]]:
+    """The node with its attributes read, after a check against its operator's schema, and what no layer could take."""
     name = n.name or f"{n.op_type.lower()}_{position + 1}"
     node = Node(n.op_type, name, list(n.input), list(n.output), {})
     schema = None
@@ -197,9 +221,13 @@ def _node(n: onnx.NodeProto, position: int, opset: int) -> Node:
             raise CheckpointError(f"{node}: {len(n.input)} inputs; it takes {schema.min_input} to {schema.max_input}")
     if not n.output:
         raise CheckpointError(f"{node}: has no output")
+    problems = []
     for a in n.attribute:
-        node.attributes[a.name] = _attribute(a, node, schema)
-    return node
+        try:
+            node.attributes[a.name] = _attribute(a, node, schema)
+        except UnsupportedError as e:
+            problems.append(str(e))
+    return node, problems
 
 
 def array_of(tensor: TensorProto) -> FloatArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,19 @@ from .verify import compare
 from .writer import METADATA_KEY, OPTIONS_KEY, ExportOptions, build
 
 GOMETAL = "go-metal"
+MAX_TOLD = 30  # problems in one message
 FLOAT16_TOLERANCE = 1e-2  # eleven bits of mantissa, summed up in it
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")  # element by element; the data may stand on either side
 Rows = npt.NDArray[np.int64]
 
 
-def load(path: Path, *, check: bool = True, external_data: bool = False) -> Checkpoint:
+def load(path: Path, *, check: bool = True, external_data: bool = False, allow_nonfinite: bool = False) -> Checkpoint:
     """Read an ONNX file into a trainable checkpoint.
 
     Args:
         check: run the original in onnxruntime and compare it with the imported model.
         external_data: also read tensors from other files of the same folder.
+        allow_nonfinite: also read NaN and infinity, to look at them; no model takes them, so nothing is compared.
     Raises: CheckpointError for a damaged file; UnsupportedError naming each node that has no exact equivalent.
     """
     where = str(path)
@@ -55,10 +57,10 @@ def load(path: Path, *, check: bool = True, external_data: bool = False) -> Chec
         check_texts(proto)
         if external_data:
             take_in(proto, path.parent)
-        checkpoint, ends = _read(proto, where)
+        checkpoint, ends = _read(proto, where, finite=not allow_nonfinite)
         if proto.producer_name == GOMETAL:
             checkpoint.notes.append("not compared with onnxruntime: go-metal's ONNX files are not valid there")
-        elif check:
+        elif check and not allow_nonfinite:
             model = Model.from_checkpoint(replace(checkpoint, notes=[]))
             source: bytes | Path = path if external_data else data
             compare(source, model, where=where, **ends).raise_if_different(f"{where}: imported model")
@@ -69,19 +71,21 @@ def load(path: Path, *, check: bool = True, external_data: bool = False) -> Chec
     return checkpoint
 
 
-def _read(proto: onnx.ModelProto, where: str) -> tuple[Checkpoint, dict[str, Any]]:
-    if (stored := _stored(proto, where)) is not None and _is_export_of(proto, stored):
+def _read(proto: onnx.ModelProto, where: str, *, finite: bool) -> tuple[Checkpoint, dict[str, Any]]:
+    if (stored := _stored(proto, where, finite=finite)) is not None and _is_export_of(proto, stored):
         return stored, {}
     graph = Graph.read(proto)
     notes = graph.notes
     walk = _Walk(graph, proto.producer_name == GOMETAL, notes)
     spec, weights = walk.run()
-    for w in weights:
+    for w in weights if finite else ():
         check_finite(w.data, f"weight {w.name!r}")
     found = Checkpoint(spec, weights, TrainingState(learning_rate=0.001, best_loss=1e9), notes=notes)
     if stored is None:
         producer = " ".join(filter(None, (proto.producer_name, proto.producer_version))) or "unknown"
         found.metadata = CheckpointMetadata.now(f"Imported from ONNX (producer: {producer})")
+        if info := _info(proto):
+            found.info = info
     else:
         notes.append("the graph is not what this version exports for the stored description; the graph decides")
         found.training_state, found.metadata, found.extras = stored.training_state, stored.metadata, stored.extras
@@ -124,6 +128,7 @@ class _Match:
     nodes: list[Node]
     graph: Graph
     notes: list[str]
+    problems: list[str] = field(default_factory=list)
 
     @property
     def input_shape(self) -> Shape:
@@ -192,6 +197,14 @@ class _Match:
     def refuse(self, node: int, reason: str) -> Exception:
         return UnsupportedError(f"{self.nodes[node]}: {reason}")
 
+    def object(self, node: int, reason: str) -> None:
+        self.problems.append(f"{self.nodes[node]}: {reason}")
+
+    def only(self, node: int, name: str, value: float) -> None:
+        found = self.attr(node, name, value)
+        if any(v != value for v in (found if isinstance(found, list) else [found])):
+            self.object(node, f"{name} = {found}; only {value} is supported")
+
 
 def _flat_rows(place: _Place) -> Rows:
     """Our column for each column that flattening in the file's layout gives."""
@@ -223,31 +236,39 @@ class _Walk:
     def run(self) -> tuple[ModelSpec, list[WeightTensor]]:
         """The architecture and its weights, statistics last.
 
-        Raises: UnsupportedError, CheckpointError naming the node that stands in the way.
+        Raises: UnsupportedError naming each node that stands in the way, CheckpointError for a damaged graph.
         """
         graph, place = self.graph, self._start()
         input_shape = place.shape
         layers: list[Layer] = []
         arrays: dict[str, FloatArray] = {}
-        left = len(graph.nodes)
         if all(n.op == "Identity" for n in graph.nodes):
             raise UnsupportedError("the graph only hands its input on; there is no layer in it")
+        if graph.problems:
+            raise self._refusal(place)
         while place.tensor != graph.output:
-            if (moved := self._transposed(place)) is not None:
-                place, left = moved, left - 1
-            else:
-                layer, params, nodes = self._next(place)
-                layers.append(layer.resolve(place.shape))
-                place = self._after(place, layers[-1], nodes)
-                arrays |= {f"{layer.name}.{k}": v for k, v in params.items()}
-                left -= len(nodes)
-            if left < 0:
+            if len(layers) > len(graph.nodes):
                 raise CheckpointError("the graph runs in a circle")
+            try:
+                place, found = self._step(place)
+            except CheckpointError:  # damaged: what follows means nothing
+                raise
+            except GoMetalError as e:
+                raise self._refusal(place) from e
+            if found is not None:
+                layer, params = found
+                layers.append(layer)
+                arrays |= {f"{layer.name}.{k}": v for k, v in params.items()}
         if graph.consumers[place.tensor]:
             told = f"{graph.consumers[place.tensor][0]}: uses the graph's output; branches are not supported"
             raise UnsupportedError(told)
         if not place.plain:
             raise UnsupportedError(f"the output has the layout {place.layout}; only (N, C, H, W) comes out of a model")
+        return self._described(layers, input_shape, arrays)
+
+    def _described(
+        self, layers: list[Layer], input_shape: Shape, arrays: dict[str, FloatArray]
+    ) -> tuple[ModelSpec, list[WeightTensor]]:
         spec = ModelSpec.from_layers(layers, input_shape)
         weights = []
         slots = [
@@ -259,6 +280,48 @@ class _Walk:
                 raise UnsupportedError(f"layer {layer.name!r}: {name} has shape {value.shape}; {param.shape} needed")
             weights.append(WeightTensor(f"{layer.name}.{name}", value.shape, value, layer.name, param.kind))
         return spec, weights
+
+    def _step(self, place: _Place) -> tuple[_Place, tuple[Layer, dict[str, FloatArray]] | None]:
+        """The place after the next layer and that layer, or after a Transpose and none."""
+        if (moved := self._transposed(place)) is not None:
+            return moved, None
+        layer, params, nodes = self._next(place)
+        layer = layer.resolve(place.shape)
+        return self._after(place, layer, nodes), (layer, params)
+
+    def _refusal(self, place: _Place) -> UnsupportedError:
+        """One message with every reason from here on; behind a refused node the shapes that onnx infers are taken."""
+        told, seen = dict.fromkeys(self.graph.problems), set[str]()
+        shapes = self.graph.inferred_shapes()
+        self.names.clear()  # the first node is looked at again
+        waiting = [place]
+        while waiting:
+            place = waiting.pop(0)
+            if place.tensor in seen or place.tensor == self.graph.output:
+                continue
+            seen.add(place.tensor)
+            consumers = self.graph.consumers[place.tensor]
+            try:
+                waiting.append(self._step(place)[0])
+                continue
+            except GoMetalError as e:
+                if not self.graph.refused.issuperset(id(n) for n in consumers):  # they are in the message already
+                    told[str(e)] = None
+            if len(consumers) > 1:  # look into each branch
+                for node in consumers:
+                    self.graph.consumers[place.tensor] = [node]
+                    try:
+                        waiting.append(self._step(place)[0])
+                    except GoMetalError as e:
+                        if id(node) not in self.graph.refused:
+                            told[str(e)] = None
+            for name in [o for n in consumers for o in n.outputs if o in shapes]:
+                known = shapes[name]
+                layout = place.layout if len(known) == len(place.shape) else tuple(range(len(known)))
+                ours = [known[layout.index(axis)] for axis in range(len(known))]
+                waiting.append(_Place(name, (place.shape[0], *ours[1:]), layout))
+        listed = [*told][:MAX_TOLD] + ([f"and {len(told) - MAX_TOLD} more"] if len(told) > MAX_TOLD else [])
+        return UnsupportedError("; ".join(listed))
 
     def _start(self) -> _Place:
         """The graph's input; one that is transposed at once to NCHW is NHWC."""
@@ -302,9 +365,14 @@ class _Walk:
             m = _Match(name, place, self.graph.opset, self.from_gometal, nodes, self.graph, self.notes)
             if not place.plain and not layer_class.any_layout:
                 raise UnsupportedError(f"{nodes[0]}: works on data that the file has turned to layout {place.layout}")
-            if (found := layer_class.from_onnx(m)) is None:
+            try:
+                found = layer_class.from_onnx(m)
+            except GoMetalError as e:
+                raise type(e)("; ".join([*m.problems, str(e)])) from e
+            if found is None:
                 continue
-            self._check_unread(nodes)
+            if problems := [*m.problems, *self._unread(nodes)]:
+                raise UnsupportedError("; ".join(problems))
             self.names.add(name)
             return (*found, nodes)
         if len(consumers) > 1:
@@ -338,7 +406,7 @@ class _Walk:
             self.notes.append(f"layer {name!r}: renamed to {usable!r}")
         return usable
 
-    def _check_unread(self, nodes: list[Node]) -> None:
+    def _unread(self, nodes: list[Node]) -> list[str]:
         """An attribute that no layer looked at must have its schema's default, or the import would be wrong."""
         problems = []
         for node in nodes:
@@ -351,11 +419,10 @@ class _Walk:
                 default = default.decode() if isinstance(default, bytes) else default
                 if node.attributes[name] != default:
                     problems.append(f"{node}: attribute {name} = {node.attributes[name]} is not supported")
-        if problems:
-            raise UnsupportedError("; ".join(problems))
+        return problems
 
 
-def _stored(proto: onnx.ModelProto, where: str) -> Checkpoint | None:
+def _stored(proto: onnx.ModelProto, where: str, *, finite: bool) -> Checkpoint | None:
     """What our exporter stored beside the graph; its tensors are the graph's initializers of the same names."""
     text = next((p.value for p in proto.metadata_props if p.key == METADATA_KEY), None)
     if text is None:
@@ -366,11 +433,25 @@ def _stored(proto: onnx.ModelProto, where: str) -> Checkpoint | None:
         if name not in tensors:
             raise CheckpointError(f"{section} {name!r} of the description is missing in the graph")
         array = array_of(tensors[name])
-        check_finite(array, f"weight {name!r}")
+        if finite:
+            check_finite(array, f"weight {name!r}")
         return array
 
     value, _ = decode(lambda: io.BytesIO(text.encode()), f"{where}: metadata")
     return json_reader.from_value(value, f"{where}: metadata", arrays)
+
+
+def _info(proto: onnx.ModelProto) -> dict[str, Any]:
+    """What the file's author says about the model: lists and maps from JSON, all else as text."""
+    found: dict[str, Any] = {}
+    for p in proto.metadata_props:
+        found[p.key] = p.value
+        if p.value[:1] in ("[", "{"):
+            try:
+                found[p.key], _ = decode(lambda value=p.value: io.BytesIO(value.encode()), p.key)  # type: ignore[misc]
+            except GoMetalError:
+                continue  # a Python literal, as some write
+    return found
 
 
 def _is_export_of(proto: onnx.ModelProto, stored: Checkpoint) -> bool:
@@ -378,6 +459,6 @@ def _is_export_of(proto: onnx.ModelProto, stored: Checkpoint) -> bool:
     try:
         model = Model.from_checkpoint(replace(stored, notes=[]))
         stated: dict[str, Any] = next((json.loads(p.value) for p in proto.metadata_props if p.key == OPTIONS_KEY), {})
-        return bool(build(model, stored, ExportOptions(**stated)).graph == proto.graph)
+        return build(model, stored, ExportOptions(**stated)).same_graph(proto.graph)
     except (GoMetalError, ValueError, TypeError):
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from ..._types import FloatArray
+from ..._types import FloatArray, Shape
 from ...errors import CheckpointError
 from ...layers import Model
 
@@ -28,15 +28,16 @@ class VerifyReport:
 
     Args:
         batch_sizes: sizes of the random batches.
-        largest_difference: over all outputs, absolute.
-        largest_output: over all outputs, absolute.
+        largest_difference, largest_output: absolute, of the batch where their ratio is largest.
         tolerance: allowed ratio of the two.
+        edge_rows: rows of the last batch, which is not random; see ``edge_cases``.
     """
 
     batch_sizes: tuple[int, ...]
     largest_difference: float
     largest_output: float
     tolerance: float
+    edge_rows: int = 0
 
     @property
     def relative_difference(self) -> float:
@@ -96,7 +97,7 @@ def compare(
     channels_last: bool = False,
     output: str | None = None,
 ) -> VerifyReport:
-    """Run both on the same normal random batches; of rows so large that memory might not do, on one at a time.
+    """Run both on the same normal random batches and on edge cases; rows so large that memory might not do go singly.
 
     Args:
         source: the serialised model, or its path (where tensors lie in other files).
@@ -106,32 +107,46 @@ def compare(
     """
     running = session(source, where)
     baked = running.get_inputs()[0].shape[0]
+    row = model.spec.input_shape[1:]
+    largest = max(math.prod(shape) for shape in (row, *(s.output_shape[1:] for s in model.spec.layers)))
+    edges = edge_cases(row)
     if isinstance(baked, int):  # the file takes no other batch size
-        batch_sizes = (baked,)
-    largest = max(math.prod(s.output_shape[1:]) for s in model.spec.layers)
-    largest = max(largest, math.prod(model.spec.input_shape[1:]))
-    if largest * max(batch_sizes) > MAX_NUMBERS and not isinstance(baked, int):
-        batch_sizes = (1,)
+        batch_sizes, edges = (baked,), np.resize(edges, (baked, *row))
+    elif largest * max(*batch_sizes, len(edges)) > MAX_NUMBERS:
+        batch_sizes, edges = (1,), edges[-1:]
     rng = np.random.default_rng(seed)
+    batches = [rng.standard_normal((n, *row)).astype(np.float32) for n in batch_sizes]
     was_training = model.training
     model.eval()
-    difference = size = 0.0
+    worst = VerifyReport(tuple(batch_sizes), 0.0, 0.0, tolerance, len(edges))
     try:
-        for n in batch_sizes:
-            x = rng.standard_normal((n, *model.spec.input_shape[1:])).astype(np.float32)
+        for x in (*batches, edges):
             ours = np.asarray(model(mx.array(x)))
             try:
                 theirs = run(running, x.transpose(0, 2, 3, 1) if channels_last else x, output)
             except Exception as e:  # as above
-                raise CheckpointError(f"{where}: onnxruntime fails on a batch of {n}: {_one_line(e)}") from e
+                raise CheckpointError(f"{where}: onnxruntime fails on a batch of {len(x)}: {_one_line(e)}") from e
             if theirs.shape != ours.shape:
                 raise CheckpointError(f"{where}: onnxruntime returns shape {theirs.shape}, MLX {ours.shape}")
             with np.errstate(invalid="ignore", over="ignore"):
-                difference = float(np.maximum(difference, np.abs(ours - theirs).max()))  # keeps NaN
-            size = max(size, float(np.abs(ours).max()))
+                difference = float(np.abs(ours - theirs).max())
+            found = replace(worst, largest_difference=difference, largest_output=float(np.abs(ours).max()))
+            worst = max(
+                worst, found, key=lambda r: math.inf if math.isnan(r.relative_difference) else r.relative_difference
+            )
     finally:
         model.train(was_training)
-    return VerifyReport(tuple(batch_sizes), difference, size, tolerance)
+    return worst
+
+
+def edge_cases(row: Shape) -> FloatArray:
+    """Rows unlike random ones: zeros of both signs, constants, denormal numbers, single ones, a ramp."""
+    size = math.prod(row)
+    flat = np.zeros((8, size), np.float32)
+    flat[1], flat[2], flat[3], flat[4] = -0.0, 1.0, -1.0, 1e-40
+    flat[5, 0] = flat[6, -1] = 1.0
+    flat[7] = np.linspace(0, 1, size)
+    return flat.reshape(8, *row)
 
 
 def verify_file(path: Path, *, tolerance: float = TOLERANCE) -> VerifyReport:

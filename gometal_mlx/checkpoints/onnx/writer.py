@@ -20,11 +20,13 @@ from ..._types import FloatArray, Shape
 from ..._version import __version__
 from ...errors import CheckpointError, GoMetalError, UnsupportedError
 from ...layers import Layer, Model, ModelSpec, Softmax
+from ...layers.base import suggest
 from ...layers.spec import usable_name
 from .. import json_format
-from ..atomic import replacing
+from ..atomic import replacing, write_all
 from ..checkpoint import Checkpoint, WeightTensor, check_finite, extra_arrays, extract_weights
 from .verify import TOLERANCE, VerifyReport, check_proto, compare
+from .wire import Export, data
 
 PRODUCER = "gometal_mlx"  # never go-metal's own name, which tells readers that MatMul weights are transposed
 METADATA_KEY, OPTIONS_KEY = "gometal_mlx", "gometal_mlx_export"
@@ -41,11 +43,16 @@ class ExportOptions:
         opset: ONNX operator set, from 13 on.
         float16_weights: store the weights in half the space; they are cast back to float32 before use.
         keep_dropout: keep Dropout nodes (the identity in inference) for those who train the graph further.
+        gemm: write Dense layers as Gemm; False writes MatMul and Add.
+        input_name, output_name: of the graph's two ends.
     """
 
     opset: int = OPSET
     float16_weights: bool = False
     keep_dropout: bool = False
+    gemm: bool = True
+    input_name: str = "input"
+    output_name: str = "output"
 
 
 DEFAULT_OPTIONS = ExportOptions()
@@ -55,24 +62,20 @@ def save(
     checkpoint: Checkpoint,
     path: Path,
     *,
-    opset: int = OPSET,
     softmax: bool = False,
-    float16_weights: bool = False,
-    keep_dropout: bool = False,
     external_data: bool = False,
     verify: bool = True,
     tolerance: float = TOLERANCE,
+    **options: Any,
 ) -> VerifyReport | None:
     """Export the model; only a file that onnxruntime runs with the model's own results is put in place.
 
     Args:
-        opset: ONNX operator set, from 13 on.
         softmax: end in a Softmax over the classes, if the model does not already.
-        float16_weights: round the weights to float16, which halves the file.
-        keep_dropout: keep Dropout nodes.
         external_data: put the weights into a file beside it (always done above protobuf's 2 GB).
         verify: check the graph and compare onnxruntime with MLX; None is returned without it.
         tolerance: largest allowed difference, relative to the largest output.
+        options: see ExportOptions.
     Raises: CheckpointError naming file and reason; the file on disk is then as it was.
     """
     try:
@@ -80,37 +83,43 @@ def save(
         model = Model.from_checkpoint(checkpoint)
         if softmax and not model.ends_in_softmax:
             model = _with_softmax(model)
-        if float16_weights:
+        chosen = _options(options)
+        if chosen.float16_weights:
             _round_to_float16(model)
-        proto = build(model, checkpoint, ExportOptions(opset, float16_weights, keep_dropout))
-        external_data = external_data or sum(len(t.raw_data) for t in proto.graph.initializer) > MAX_PROTO_BYTES
-        write = write_external if external_data else write_single
-        return write(proto, path, model if verify else None, tolerance)
+        export = build(model, checkpoint, chosen)
+        write = write_external if external_data or export.nbytes > MAX_PROTO_BYTES else write_single
+        return write(export, path, model if verify else None, tolerance)
     except GoMetalError as e:
         raise e if str(path) in str(e) else type(e)(f"{path}: not saved: {e}") from e
 
 
-def write_single(proto: onnx.ModelProto, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:
+def _options(given: Mapping[str, Any]) -> ExportOptions:
+    usual = asdict(DEFAULT_OPTIONS)
+    for name, value in given.items():
+        if name not in usual:
+            raise CheckpointError(f"export option {name!r} is unknown{suggest(name, [*usual])}")
+        if type(value) is not type(usual[name]):
+            raise CheckpointError(f"export option {name!r}: {type(usual[name]).__name__} needed, got {value!r:.60}")
+    return ExportOptions(**given)
+
+
+def write_single(export: Export, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:
     """Put a graph into one file, after comparing it with the model (if one is given)."""
-    data = proto.SerializeToString()
-    report = None
-    if model is not None:
-        check_proto(data, str(path))
-        report = compare(data, model, tolerance=tolerance, where=str(path))
-        report.raise_if_different(str(path))
     with replacing(path) as temporary:
-        temporary.write_bytes(data)
-    return report
+        with temporary.open("wb", buffering=0) as file:
+            for chunk in export.chunks():
+                write_all(file, chunk)
+        return _proven(temporary, path, model, tolerance)
 
 
-def write_external(proto: onnx.ModelProto, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:
+def write_external(export: Export, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:
     """Put a graph into one file and its weights into another, named by their content.
 
     The weights are durable before the graph that names them appears, so that an interruption leaves the old pair.
     """
     content = hashlib.sha256()
-    for tensor in proto.graph.initializer:
-        content.update(tensor.raw_data)
+    for array in export.arrays:
+        content.update(data(array))
     name = f"{path.name}.{content.hexdigest()[:12]}.data"
     try:
         folder = tempfile.TemporaryDirectory(prefix=f".{path.name[:50]}.", dir=path.parent)
@@ -118,26 +127,27 @@ def write_external(proto: onnx.ModelProto, path: Path, model: Model | None, tole
         raise CheckpointError(f"{path}: cannot be written: {e.strerror or e}; the folder must be writable") from e
     with folder:
         trial, weights = Path(folder.name) / path.name, Path(folder.name) / name
-        with replacing(weights) as temporary, temporary.open("wb") as file:
-            for tensor in proto.graph.initializer:
-                entries = {"location": name, "offset": file.tell(), "length": len(tensor.raw_data)}
-                file.write(tensor.raw_data)
-                tensor.ClearField("raw_data")
-                tensor.data_location = TensorProto.EXTERNAL
-                for key, value in entries.items():
-                    tensor.external_data.add(key=key, value=str(value))
-        trial.write_bytes(proto.SerializeToString())
-        report = None
-        if model is not None:
-            check_proto(trial, str(path))
-            report = compare(trial, model, tolerance=tolerance, where=str(path))
-            report.raise_if_different(str(path))
+        with replacing(weights) as temporary, temporary.open("wb", buffering=0) as file:
+            for array in export.arrays:
+                write_all(file, data(array))
+        trial.write_bytes(b"".join(export.external_chunks(name)))
+        report = _proven(trial, path, model, tolerance)
         weights.replace(path.parent / name)
         with replacing(path) as temporary:
             trial.replace(temporary)
     for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
         if old.name != name:
             old.unlink()
+    return report
+
+
+def _proven(trial: Path, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:
+    """The comparison of a written file with the model, if there is one; CheckpointError if they differ."""
+    if model is None:
+        return None
+    check_proto(trial, str(path))
+    report = compare(trial, model, tolerance=tolerance, where=str(path))
+    report.raise_if_different(str(path))
     return report
 
 
@@ -159,16 +169,14 @@ def _round_to_float16(model: Model) -> None:
     model.assign(rounded, None, [])
 
 
-def build(model: Model, checkpoint: Checkpoint, options: ExportOptions = DEFAULT_OPTIONS) -> onnx.ModelProto:
+def build(model: Model, checkpoint: Checkpoint, options: ExportOptions = DEFAULT_OPTIONS) -> Export:
     """The graph of a model in evaluation mode, with a symbolic batch; the checkpoint gives the metadata.
 
-    Raises: UnsupportedError for an opset out of range.
+    Raises: UnsupportedError for an opset out of range, CheckpointError for names that are taken.
     """
     if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
         raise UnsupportedError(f"opset {options.opset}: this version writes {OLDEST_OPSET} to {NEWEST_OPSET}")
-    spec, weights = model.spec, extract_weights(model)
-    for w in weights:
-        check_finite(w.data, f"weight {w.name!r}")
+    spec, weights = model.spec, extract_weights(model, copy=False)
     opset = helper.make_opsetid("", options.opset)
     version = max(IR_VERSION, helper.find_min_ir_version_for([opset]))
     proto = onnx.ModelProto(
@@ -176,18 +184,30 @@ def build(model: Model, checkpoint: Checkpoint, options: ExportOptions = DEFAULT
     )
     proto.graph.name = "gometal_mlx"
     for ends, name, shape in (
-        (proto.graph.input, "input", spec.input_shape),
-        (proto.graph.output, "output", spec.output_shape),
+        (proto.graph.input, options.input_name, spec.input_shape),
+        (proto.graph.output, options.output_name, spec.output_shape),
     ):
         ends.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape[1:]]))
-    graph = _Graph(proto.graph, options, {w.name: w.data for w in weights}, [layer.name for layer in model.layers])
-    tensor = "input"
+    export = Export(proto)
+    graph = _Graph(export, options, {w.name: w.data for w in weights}, [layer.name for layer in model.layers])
+    tensor = options.input_name
     for layer, layer_spec in zip(model.layers, spec.layers, strict=True):
         tensor = graph.layer(layer, layer_spec.input_shape, tensor)
     graph.finish(tensor)
-    stated = json.dumps(asdict(options), sort_keys=True)
-    helper.set_model_props(proto, {METADATA_KEY: _description(checkpoint, spec, weights), OPTIONS_KEY: stated})
-    return proto
+    described = {METADATA_KEY: _description(checkpoint, spec, weights), OPTIONS_KEY: _stated(options)}
+    helper.set_model_props(proto, _texts(checkpoint.info) | described)
+    return export
+
+
+def _stated(options: ExportOptions) -> str:
+    """The options that are not the default, as JSON; opset always."""
+    values, usual = asdict(options), asdict(DEFAULT_OPTIONS)
+    return json.dumps({k: v for k, v in values.items() if k == "opset" or v != usual[k]}, sort_keys=True)
+
+
+def _texts(info: Mapping[str, Any]) -> dict[str, str]:
+    """What the author says about the model, for readers of any ONNX file: texts as they are, other values as JSON."""
+    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in info.items()}
 
 
 def _description(checkpoint: Checkpoint, spec: ModelSpec, weights: list[WeightTensor]) -> str:
@@ -203,11 +223,18 @@ class _Graph:
     """The graph so far; what a layer sees of it is the GraphWriter protocol."""
 
     def __init__(
-        self, graph: onnx.GraphProto, options: ExportOptions, weights: Mapping[str, FloatArray], layer_names: list[str]
+        self, export: Export, options: ExportOptions, weights: Mapping[str, FloatArray], layer_names: list[str]
     ) -> None:
-        self.opset, self.keep_dropout = options.opset, options.keep_dropout
-        self._graph, self._weights, self._float16 = graph, weights, options.float16_weights
-        self._taken = {"input", "output", *layer_names, *(f"{n}_output" for n in layer_names)}
+        self.opset, self.keep_dropout, self.gemm = options.opset, options.keep_dropout, options.gemm
+        self._export, self._graph, self._weights = export, export.proto.graph, weights
+        self._options, self._float16 = options, options.float16_weights
+        tensors = {*weights, *(f"{n}_output" for n in layer_names)}
+        for name in (options.input_name, options.output_name):
+            if not name or name in tensors:
+                told = "is the name of another tensor of the graph" if name else "must not be empty"
+                raise CheckpointError(f"export: the input or output name {name!r} {told}; choose another")
+            tensors.add(name)
+        self._taken = {*layer_names, *tensors}
         self._layer = ""
         self._shape: Shape = ()
 
@@ -221,10 +248,11 @@ class _Graph:
         return result
 
     def finish(self, tensor: str) -> None:
-        """Give the last tensor the name ``output``."""
+        """Give the last tensor its name."""
+        name = self._options.output_name
         if not self._graph.node:
-            self._graph.node.append(helper.make_node("Identity", [tensor], ["output"], name="identity"))
-        self._graph.node[-1].output[0] = "output"
+            self._graph.node.append(helper.make_node("Identity", [tensor], [name], name="identity"))
+        self._graph.node[-1].output[0] = name
 
     def shape(self) -> Shape:
         return self._shape
@@ -259,8 +287,6 @@ class _Graph:
         return self.node("Cast", self._initializer(param, np.ascontiguousarray(value, "<f2")), to=TensorProto.FLOAT)
 
     def _initializer(self, param: str, value: np.ndarray[Any, Any]) -> str:
-        kind = TensorProto.FLOAT16 if value.dtype == np.float16 else TensorProto.FLOAT
         name = f"{self._layer}.{param}"
-        tensor = self._graph.initializer.add(name=name, data_type=kind, dims=value.shape)
-        tensor.raw_data = value.tobytes()
+        self._export.add(name, value, value.shape)
         return name

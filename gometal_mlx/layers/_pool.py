@@ -1,0 +1,52 @@
+"""What pooling layers share: a square window, its shapes, and how ONNX states it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from .._types import Shape
+from .base import Layer, Match
+from .conv2d import square_window, window_shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool2D(Layer):
+    """Base of the layers that reduce each square window of an image to one number; not a layer itself."""
+
+    pool_size: int = 2
+    stride: int = 0
+    padding: int = 0
+
+    def check(self) -> None:
+        if self.pool_size < 1:
+            raise self.error(f"pool_size must be at least 1, got {self.pool_size}")
+        if self.stride < 0:
+            raise self.error(f"stride must be at least 1 (or 0 for pool_size), got {self.stride}")
+        if not 0 <= self.padding <= self.pool_size // 2:
+            raise self.error(f"padding must be from 0 to half the window ({self.pool_size // 2}), got {self.padding}")
+
+    def resolve(self, x: Shape) -> Self:
+        return self if self.stride else replace(self, stride=self.pool_size)
+
+    def output_shape(self, x: Shape) -> Shape:
+        return (*x[:2], *window_shape(self, x, *self.window))
+
+    @property
+    def window(self) -> tuple[int, int, int]:
+        """Side, step and padding."""
+        return self.pool_size, self.stride or self.pool_size, self.padding
+
+    def onnx_window(self) -> dict[str, Any]:
+        """The window as ONNX attributes."""
+        size, stride, padding = self.window
+        return {"kernel_shape": [size, size], "strides": [stride, stride], "pads": [padding] * 4}
+
+    @staticmethod
+    def matched_window(m: Match) -> dict[str, int]:
+        """The fields that a pooling node states."""
+        if len(m.input_shape) != 4:
+            raise m.refuse(0, f"input of rank {len(m.input_shape)}; only two-dimensional pooling is supported")
+        m.only(0, "ceil_mode", 0)
+        size, stride, padding = square_window(m, [])
+        return {"pool_size": size, "stride": stride, "padding": padding}
