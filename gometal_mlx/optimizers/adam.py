@@ -44,6 +44,7 @@ class Adam(Optimizer):
     def rule(self, w: mx.array, g: mx.array, s: Params, step: mx.array, lr: mx.array) -> mx.array:
         m = s["momentum"] = self.beta1 * s["momentum"] + (1 - self.beta1) * g
         v = s["variance"] = self.beta2 * s["variance"] + (1 - self.beta2) * mx.square(g)
-        m_hat, v_hat = m / (1 - self.beta1**step), v / (1 - self.beta2**step)
-        update = m_hat / (mx.sqrt(v_hat) + self.epsilon)
-        return w - lr * (update + self.weight_decay * w if self.weight_decay > 0 else update)
+        # both corrections as factors of scalars: a compiled kernel would else divide every number by them
+        root = mx.sqrt(1 - self.beta2**step)
+        update = lr * root / (1 - self.beta1**step) * m / (mx.sqrt(v) + self.epsilon * root)
+        return w - update - lr * self.weight_decay * w if self.weight_decay > 0 else w - update

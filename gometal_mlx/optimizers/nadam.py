@@ -46,6 +46,6 @@ class Nadam(Optimizer):
         m = s["momentum"] = self.beta1 * s["momentum"] + (1 - self.beta1) * g
         v = s["variance"] = self.beta2 * s["variance"] + (1 - self.beta2) * mx.square(g)
         mu = self.beta1 * (1 - 0.5 * 0.96 ** (0.004 * (step + 1)))
-        ahead = (mu * m + (1 - mu) * g) / (1 - self.beta1**step)
-        update = ahead / (mx.sqrt(v / (1 - self.beta2**step)) + self.epsilon)
-        return w - lr * (update + self.weight_decay * w if self.weight_decay > 0 else update)
+        root = mx.sqrt(1 - self.beta2**step)  # a scalar factor, as in Adam
+        update = lr * root / (1 - self.beta1**step) * (mu * m + (1 - mu) * g) / (mx.sqrt(v) + self.epsilon * root)
+        return w - update - lr * self.weight_decay * w if self.weight_decay > 0 else w - update
