@@ -1,5 +1,10 @@
 """Every error this package raises on purpose: one line, what was needed, what came, what to do."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class GoMetalError(Exception):
     """Base of all errors raised by gometal_mlx."""
@@ -31,3 +36,18 @@ class TrainingError(GoMetalError):
 
 class UnsupportedError(GoMetalError):
     """The request is understood, but has no exact equivalent on the other side."""
+
+
+@contextlib.contextmanager
+def naming(source: object, doing: str = "") -> Iterator[None]:
+    """Put the file's name in front of the errors from inside that do not have it yet.
+
+    Args:
+        doing: what has failed, such as ``not saved: ``.
+    """
+    try:
+        yield
+    except GoMetalError as e:
+        if str(source) in str(e):
+            raise
+        raise type(e)(f"{source}: {doing}{e}") from e

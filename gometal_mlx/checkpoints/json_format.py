@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import CheckpointError, GoMetalError
+from ..errors import CheckpointError, naming
 from ..layers import LayerSpec, ModelSpec
 from .atomic import replacing
 from .checkpoint import (
@@ -43,7 +43,7 @@ def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
         extras: False leaves out the key that only gometal_mlx reads.
     Raises: CheckpointError naming file and field; the file on disk is then as it was.
     """
-    try:
+    with naming(path, "not saved: "):
         checkpoint.validate()
         tree = to_tree(checkpoint, extras=extras)
         with replacing(path) as temporary, temporary.open("wb") as raw:
@@ -52,8 +52,6 @@ def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
                     write(tree, file)
             else:
                 write(tree, raw)
-    except GoMetalError as e:
-        raise e if str(path) in str(e) else type(e)(f"{path}: not saved: {e}") from e
 
 
 def write(tree: dict[str, Any], file: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .._types import FloatArray
-from ..errors import CheckpointError, GoMetalError
+from ..errors import CheckpointError, naming
 from . import json_format, json_reader
 from .atomic import replacing
 from .checkpoint import Checkpoint, check_finite, extra_arrays
@@ -33,15 +33,13 @@ def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
         extras: False leaves out what only gometal_mlx reads.
     Raises: CheckpointError naming file and field; the file on disk is then as it was.
     """
-    try:
+    with naming(path, "not saved: "):
         checkpoint.validate()
         tensors = _tensors(checkpoint, extras=extras)
         text = io.BytesIO()
         json_format.write(json_format.to_tree(checkpoint, extras=extras, data=False), text)
         with replacing(path) as temporary, temporary.open("wb") as file:
             _write(tensors, {METADATA_KEY: text.getvalue().decode()}, file)
-    except GoMetalError as e:
-        raise e if str(path) in str(e) else type(e)(f"{path}: not saved: {e}") from e
 
 
 def _write(tensors: dict[str, FloatArray], metadata: dict[str, str], file: BinaryIO) -> None:

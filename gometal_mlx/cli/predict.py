@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints.atomic import replacing
-from ..errors import CheckpointError, GoMetalError
+from ..errors import CheckpointError, naming
 from ..inference import Predictor
 
 
@@ -32,10 +32,8 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(f"{args.input}: no readable .npy file: {e}") from e
     if inputs.dtype.kind not in "iubf":
         raise CheckpointError(f"{args.input}: numbers are needed, got {inputs.dtype}")
-    try:
+    with naming(args.input):
         predictions = predictor.predict(inputs)
-    except GoMetalError as e:
-        raise type(e)(f"{args.input}: {e}") from e
     if args.out is None:
         for row in predictions.reshape(len(predictions), -1):
             print(" ".join(f"{v:.6g}" for v in row))

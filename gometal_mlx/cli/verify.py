@@ -12,7 +12,7 @@ import numpy as np
 from ..checkpoints import CheckpointFormat, load
 from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder
 from ..checkpoints.formats import format_of
-from ..errors import CheckpointError, GoMetalError
+from ..errors import CheckpointError, GoMetalError, naming
 from ..layers import Model
 
 
@@ -38,10 +38,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"  largest difference {report.largest_difference:.2e}, relative {report.relative_difference:.1e}")
         return 0
     checkpoint = load(args.file)
-    try:
+    with naming(args.file):
         model = Model.from_checkpoint(checkpoint)
-    except GoMetalError as e:
-        raise type(e)(f"{args.file}: {e}") from e
     x = np.random.default_rng(0).standard_normal((2, *model.spec.input_shape[1:])).astype(np.float32)
     if not np.isfinite(np.array(model(mx.array(x)))).all():
         raise CheckpointError(f"{args.file}: the model runs, but gives NaN or infinity on normal random inputs")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .._types import FloatArray
 from ..checkpoints import Checkpoint, load
-from ..errors import GoMetalError
+from ..errors import naming
 from ..layers import Model, ModelSpec
 from ..training.config import LossFunction
 from ..training.losses import LOSSES
@@ -33,11 +33,11 @@ class Predictor:
     def __init__(
         self, source: Checkpoint | str | os.PathLike[str], loss_function: LossFunction | str | int | None = None
     ) -> None:
-        checkpoint = source if isinstance(source, Checkpoint) else load(source)
-        try:
-            self._build(checkpoint, loss_function)
-        except GoMetalError as e:
-            raise e if isinstance(source, Checkpoint) else type(e)(f"{source}: {e}") from e
+        if isinstance(source, Checkpoint):
+            self._build(source, loss_function)
+            return
+        with naming(source):
+            self._build(load(source), loss_function)
 
     def _build(self, checkpoint: Checkpoint, loss_function: LossFunction | str | int | None) -> None:
         self.model = Model.from_checkpoint(checkpoint)

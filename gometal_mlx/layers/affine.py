@@ -13,6 +13,7 @@ from ..errors import ShapeError
 from .base import GraphWriter, Layer, Match, Param, constant
 
 _OPS = ("Mul", "Add", "Sub", "Div")
+_MOST_ALIKE = 2**20  # channels; a small file must not become gigabytes of weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,8 @@ class Affine(Layer):
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
         channels, rank = m.input_shape[1], len(m.input_shape)
-        scale: Any = np.ones(channels, np.float64)
-        shift: Any = np.zeros(channels, np.float64)
+        scale: Any = np.ones(1, np.float64)
+        shift: Any = np.zeros(1, np.float64)
         for node, op in enumerate(m.ops):
             consts = m.consts(node)
             if len(consts) != 1 or consts[0].ndim > rank:
@@ -67,8 +68,11 @@ class Affine(Layer):
             scale, shift = _step(op, scale, shift, c.reshape(-1).astype(np.float64), first=m.data_first(node))
             if scale is None:
                 raise m.refuse(node, "divides by the data")
-        layer = cls(name=m.name)
-        return layer, {"weight": scale.astype(np.float32), "bias": shift.astype(np.float32)}
+        if scale.size == shift.size == 1 and channels > _MOST_ALIKE:
+            raise m.refuse(0, f"one number for {channels} channels; at most {_MOST_ALIKE} are filled with it")
+        with np.errstate(over="ignore"):  # as in _step
+            arrays = {"weight": scale.astype(np.float32), "bias": shift.astype(np.float32)}
+        return cls(name=m.name), {k: np.broadcast_to(v, (channels,)) for k, v in arrays.items()}
 
 
 def _step(op: str, scale: Any, shift: Any, c: Any, *, first: bool) -> tuple[Any, Any]:

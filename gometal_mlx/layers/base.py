@@ -99,6 +99,9 @@ class Match(Protocol):
     def consts(self, node: int) -> list[FloatArray]:
         """The node's constant inputs, in order."""
 
+    def ints(self, node: int) -> list[int] | None:
+        """The node's constant list of whole numbers (a shape, axes), if it has one."""
+
     def data_first(self, node: int) -> bool:
         """Whether the node's first input is the data tensor (and not a constant)."""
 

@@ -41,8 +41,7 @@ class GlobalAvgPool2D(Layer):
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
         if m.ops[0] == "ReduceMean":
-            consts = m.consts(0)
-            axes = m.attr(0, "axes", consts[0].tolist() if consts else [])
+            axes = m.attr(0, "axes", m.ints(0) or [])
             if len(m.input_shape) != 4 or sorted(a % 4 for a in axes) != [2, 3] or not m.attr(0, "keepdims", 1):
                 raise m.refuse(
                     0, f"only a mean over height and width that keeps both axes is supported, got axes {axes}"

@@ -32,7 +32,7 @@ class ReLU6(Activation):
 
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
-        limits = [float(c) for c in m.consts(0) if c.size == 1]
+        limits = [c.item() for c in m.consts(0) if c.size == 1]
         limits = limits or [m.attr(0, "min", None), m.attr(0, "max", None)]
         if limits != [0.0, 6.0]:
             raise m.refuse(0, f"only Clip from 0 to 6 (ReLU6) is supported, got {limits}")

@@ -25,7 +25,7 @@ from ..checkpoints import (
 )
 from ..checkpoints.checkpoint import with_statistics
 from ..checkpoints.folder import ANY, CheckpointFolder
-from ..errors import CheckpointError, GoMetalError
+from ..errors import CheckpointError, naming
 from ..layers import Model
 from ..layers.spec import describe_difference, normalise
 from ..optimizers import Optimizer
@@ -117,13 +117,11 @@ class ResumableTrainer(Trainer):
             told = "an ONNX file is an export without optimizer or random state; resume from .json or .safetensors"
             raise CheckpointError(f"{path}: {told}")
         path, checkpoint = _load(path)
-        try:
+        with naming(path):
             if (run := RunState.from_extras(checkpoint.extras)) is None:
                 raise CheckpointError("holds no trainer configuration; make a ModelTrainer and use restore()")
             trainer = cls(Model.from_checkpoint(checkpoint), run.config)
             trainer.restore(checkpoint)
-        except GoMetalError as e:
-            raise type(e)(f"{path}: {e}") from e
         return trainer
 
     def restore(self, checkpoint: Checkpoint, *, strict: bool = False, reset_optimizer: bool = False) -> RestoreReport:

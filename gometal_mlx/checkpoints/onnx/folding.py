@@ -17,20 +17,33 @@ if TYPE_CHECKING:
 BATCH = -(2**40)  # stands for the batch size in a constant that describes a shape
 _UNKNOWN = -(2**41)  # any other dimension: nothing that depends on it is understood
 _MAX_RANK = 8
-_MAX_NUMBERS = 2**29  # of a result: more than one ONNX file holds
 _FLOAT_KINDS = tuple(onnx.TensorProto.DataType.Value(n) for n in ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"))
 
 
-def fold(node: Node, inputs: Sequence[Any], opset: int) -> Any:
+def fold(node: Node, inputs: Sequence[Any], opset: int, room: int) -> Any:
     """The value of a node whose inputs are constants (``Shape`` takes any: the batch stays a symbol).
 
+    Args:
+        room: how many numbers it may have.
     Raises: UnsupportedError if it is not understood, CheckpointError if its inputs do not fit each other.
     """
     try:
+        if node.op != "Shape" and (size := _size(node, inputs)) > room:
+            raise UnsupportedError(f"{node}: computes {size} numbers from constants; the file holds far fewer")
         value = _value(node, inputs, opset)
     except (ValueError, IndexError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as e:
         raise CheckpointError(f"{node}: its constants do not fit it: {e}") from e
     return value
+
+
+def _size(node: Node, inputs: Sequence[Any]) -> int:
+    """How many numbers the result will have, at most."""
+    if node.op in _ARITHMETIC:
+        return math.prod(np.broadcast_shapes(*(x.shape for x in inputs)))
+    if node.op == "Gather":
+        taken = inputs[0].shape[node.attributes.get("axis", 0)]
+        return int(inputs[0].size // max(taken, 1) * inputs[1].size)
+    return sum(x.size for x in inputs if x is not None)
 
 
 def _symbolic(value: Any) -> bool:
@@ -46,11 +59,8 @@ def _value(node: Node, inputs: Sequence[Any], opset: int) -> Any:
         if start < 0 or (end or 0) < 0:
             raise UnsupportedError(f"{node}: counts dimensions from the end")
         return np.array([BATCH] + [_UNKNOWN] * (_MAX_RANK - 1), np.int64)[start:end]
-    if node.op in _ARITHMETIC:
-        if any(_symbolic(x) for x in inputs):  # before it overflows
-            raise UnsupportedError(f"{node}: computes with the batch size")
-        if math.prod(np.broadcast_shapes(*(x.shape for x in inputs))) > _MAX_NUMBERS:
-            raise CheckpointError(f"{node}: its result is larger than any ONNX file")
+    if node.op in _ARITHMETIC and any(_symbolic(x) for x in inputs):  # before it overflows
+        raise UnsupportedError(f"{node}: computes with the batch size")
     return _RULES[node.op](node.attributes, list(inputs), opset)
 
 

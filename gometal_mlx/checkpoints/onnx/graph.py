@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from .folding import FOLDED, fold
 from .writer import NEWEST_OPSET
 
 MAX_NODES = 10_000
+MAX_RANK = 8
+SPARE_NUMBERS, GROWTH = 2**20, 8  # constants that may be computed: so many, and times those that the file holds
 OLDEST_READ = 7  # before it broadcasting had other rules
 # go-metal writes attributes without their type; proto3 then leaves a zero out altogether
 _UNTYPED = {"kernel_shape": "ints", "strides": "ints", "pads": "ints", "dilations": "ints", "axis": "i", "group": "i"}
@@ -41,7 +44,13 @@ class Node:
     read: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
-        return f"node {self.name!r} ({self.op if self.op.isidentifier() else repr(self.op)})"
+        return f"node {shown(self.name)!r} ({self.op if self.op.isidentifier() else repr(shown(self.op))})"
+
+
+def shown(value: Any) -> str:
+    """A value of the file for a message of one line: not longer than 80 characters, an array by its shape."""
+    text = f"a tensor of shape {value.shape}" if isinstance(value, np.ndarray) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class Graph:
@@ -73,10 +82,12 @@ class Graph:
         """
         g = proto.graph
         versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
-        if not versions or not OLDEST_READ <= max(versions) <= NEWEST_OPSET:
-            told = f"opset {max(versions, default='missing')}: {OLDEST_READ} to {NEWEST_OPSET} are read"
+        if len(versions) > 1:
+            raise UnsupportedError(f"opsets {versions} of one domain; only one can be meant")
+        if not versions or not OLDEST_READ <= versions[0] <= NEWEST_OPSET:
+            told = f"opset {versions[0] if versions else 'missing'}: {OLDEST_READ} to {NEWEST_OPSET} are read"
             raise UnsupportedError(told)
-        graph = cls(max(versions))
+        graph = cls(versions[0])
         graph._proto = proto
         if len(g.node) > MAX_NODES:
             raise UnsupportedError(f"{len(g.node)} nodes; at most {MAX_NODES} are read")
@@ -100,8 +111,12 @@ class Graph:
         if tensor.elem_type not in _FLOATS:
             raise UnsupportedError(f"input {inputs[0].name!r}: element type {tensor.elem_type}; float needed")
         dims = [d.dim_value for d in tensor.shape.dim]
+        if len(dims) > MAX_RANK:
+            raise UnsupportedError(f"input {inputs[0].name!r}: rank {len(dims)}; at most {MAX_RANK} is supported")
         if len(dims) < 2 or any(d < 1 for d in dims[1:]):
             raise UnsupportedError(f"input {inputs[0].name!r}: shape {dims}; all but the batch must be known")
+        if tensor.shape.dim[0].HasField("dim_value") and dims[0] == 0:
+            raise UnsupportedError(f"input {inputs[0].name!r}: a batch of 0 rows; leave it free, or give a size")
         outputs = [o.name for o in g.output]
         if len(outputs) > 1:
             floats = [o.name for o in g.output if o.type.tensor_type.elem_type in _FLOATS]
@@ -146,16 +161,18 @@ class Graph:
             if n.domain not in ("", "ai.onnx"):
                 problems.append(f"{node}: domain {n.domain!r} is unknown")
             elif node.op == "Constant" and not problems:
-                self._try(node, lambda node: _constant(node))
+                self._compute(node, partial(_constant, node))
             self._object(node, problems)
             waiting.append((node, n.domain))
+        room = SPARE_NUMBERS + GROWTH * sum(c.size for c in self.constants.values())
         progress = True
         while progress:  # nodes need not be in order
             progress = False
             for node in [n for n, _ in waiting if n.op in FOLDED and n.outputs[0] not in self.constants]:
                 known = all(not i or i in self.constants for i in node.inputs) or node.op == "Shape"
                 if known and id(node) not in self.refused:
-                    self._try(node, lambda node: fold(node, [self.constants.get(i) for i in node.inputs], self.opset))
+                    inputs = [self.constants.get(i) for i in node.inputs]
+                    room -= self._compute(node, partial(fold, node, inputs, self.opset, room))
                     progress = True
         self.nodes = [n for n, _ in waiting if n.outputs[0] not in self.constants]
         known_ops = {op for layer in LAYERS.values() for pattern in layer.onnx_patterns for op in pattern}
@@ -163,11 +180,14 @@ class Graph:
             if id(node) not in self.refused and node.op not in known_ops | {*LAYOUT_OPS}:
                 self._object(node, [f"{node}: no layer does this"])
 
-    def _try(self, node: Node, value: Callable[[Node], FloatArray]) -> None:
+    def _compute(self, node: Node, value: Callable[[], FloatArray]) -> int:
+        """Make a node's output a constant; how many numbers it has."""
         try:
-            self.constants[node.outputs[0]] = value(node)
+            found = self.constants[node.outputs[0]] = value()
         except UnsupportedError as e:
             self._object(node, [str(e)])
+            return 0
+        return found.size
 
     def _object(self, node: Node, problems: list[str]) -> None:
         if problems:
@@ -178,7 +198,7 @@ class Graph:
         """Shapes of the tensors in between, as far as onnx can tell them; batch 1 where it is free."""
         try:
             inferred = onnx.shape_inference.infer_shapes(self._proto)
-        except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError):
             return {}
         found = {}
         for v in inferred.graph.value_info:
@@ -242,8 +262,8 @@ def array_of(tensor: TensorProto) -> FloatArray:
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     except (KeyError, TypeError) as e:
         raise CheckpointError(f"{where}: element type {tensor.data_type} is unknown") from e
-    if tensor.data_type == TensorProto.STRING:
-        raise UnsupportedError(f"{where}: texts are no weights")
+    if tensor.data_type in (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+        raise UnsupportedError(f"{where}: texts and complex numbers are no weights")
     if tensor.HasField("raw_data"):
         held = len(tensor.raw_data) // max(kind.itemsize, 1)
         exact = len(tensor.raw_data) == count * kind.itemsize
@@ -258,7 +278,8 @@ def array_of(tensor: TensorProto) -> FloatArray:
         array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as e:
         raise CheckpointError(f"{where}: cannot be read: {e}") from e
-    numbers: FloatArray = array.astype(np.float32) if tensor.data_type in _FLOATS else array
+    with np.errstate(over="ignore"):  # whoever uses it checks that it is finite
+        numbers: FloatArray = array.astype(np.float32) if tensor.data_type in _FLOATS else array
     return numbers
 
 
@@ -280,8 +301,12 @@ def _external_bytes(tensor: TensorProto, folder: Path) -> bytes:
     entries = {e.key: e.value for e in tensor.external_data}
     name = entries.get("location", "")
     path = folder / name
-    inside = name and not Path(name).is_absolute() and folder.resolve() in path.resolve().parents
-    if not inside or path.is_symlink():
+    try:
+        inside = name and not Path(name).is_absolute() and folder.resolve() in path.resolve().parents
+        plain = inside and path.is_file() and not path.is_symlink()  # opening a pipe would wait for ever
+    except (OSError, ValueError):  # a name that no system takes
+        plain = False
+    if not plain:
         raise CheckpointError(f"{where}: external data {name!r} is not a plain file inside the model's folder")
     try:
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
@@ -295,7 +320,9 @@ def _external_bytes(tensor: TensorProto, folder: Path) -> bytes:
             data: bytes = file.read(size)
             return data
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise e if isinstance(e, CheckpointError) else CheckpointError(f"{where}: external data {name!r}: {e}") from e
+        if isinstance(e, CheckpointError):
+            raise
+        raise CheckpointError(f"{where}: external data {name!r}: {e}") from e
 
 
 def check_texts(proto: onnx.ModelProto) -> None:
@@ -303,6 +330,7 @@ def check_texts(proto: onnx.ModelProto) -> None:
     g = proto.graph
     texts = [proto.producer_name, proto.producer_version, *(p.key for p in proto.metadata_props)]
     texts += [*(p.value for p in proto.metadata_props), *(t.name for t in g.initializer)]
+    texts += [text for t in g.initializer for e in t.external_data for text in (e.key, e.value)]
     for v in (*g.input, *g.output):
         texts += [v.name, *(d.dim_param for d in v.type.tensor_type.shape.dim)]
     for n in g.node:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 
 from ..._types import FloatArray, Shape
-from ...errors import CheckpointError, GoMetalError, ShapeError, SpecError, UnsupportedError
+from ...errors import CheckpointError, GoMetalError, ShapeError, SpecError, UnsupportedError, naming
 from ...layers import Layer, Model, ModelSpec
 from ...layers.base import LAYERS
 from ...layers.spec import usable_name
@@ -22,7 +22,7 @@ from .. import json_reader
 from ..checkpoint import Checkpoint, CheckpointMetadata, TrainingState, WeightTensor, check_finite
 from ..go_json import decode
 from .folding import BATCH
-from .graph import Graph, Node, array_of, check_texts, take_in
+from .graph import Graph, Node, array_of, check_texts, shown, take_in
 from .verify import compare
 from .writer import METADATA_KEY, OPTIONS_KEY, ExportOptions, build
 
@@ -30,7 +30,6 @@ GOMETAL = "go-metal"
 MAX_TOLD = 30  # problems in one message
 FLOAT16_TOLERANCE = 1e-2  # eleven bits of mantissa, summed up in it
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")  # element by element; the data may stand on either side
-Rows = npt.NDArray[np.int64]
 
 
 def load(path: Path, *, check: bool = True, external_data: bool = False, allow_nonfinite: bool = False) -> Checkpoint:
@@ -54,26 +53,32 @@ def load(path: Path, *, check: bool = True, external_data: bool = False, allow_n
     if not proto.graph.node:
         raise CheckpointError(f"{where}: no graph in it; no ONNX file, or a damaged one")
     try:
-        check_texts(proto)
-        if external_data:
-            take_in(proto, path.parent)
-        checkpoint, ends = _read(proto, where, finite=not allow_nonfinite)
-        if proto.producer_name == GOMETAL:
-            checkpoint.notes.append("not compared with onnxruntime: go-metal's ONNX files are not valid there")
-        elif check and not allow_nonfinite:
-            model = Model.from_checkpoint(replace(checkpoint, notes=[]))
-            source: bytes | Path = path if external_data else data
-            compare(source, model, where=where, **ends).raise_if_different(f"{where}: imported model")
-    except (SpecError, ShapeError) as e:
-        raise UnsupportedError(f"{where}: {e}") from e
-    except GoMetalError as e:
-        raise e if where in str(e) else type(e)(f"{where}: {e}") from e
+        with naming(where):
+            return _checked(proto, path, data, check=check, external_data=external_data, finite=not allow_nonfinite)
+    except (SpecError, ShapeError) as e:  # of a layer made for a node
+        raise UnsupportedError(str(e)) from e
+
+
+def _checked(
+    proto: onnx.ModelProto, path: Path, data: bytes, *, check: bool, external_data: bool, finite: bool
+) -> Checkpoint:
+    where = str(path)
+    check_texts(proto)
+    if external_data:
+        take_in(proto, path.parent)
+    checkpoint, ends = _read(proto, where, finite=finite)
+    if proto.producer_name == GOMETAL:
+        checkpoint.notes.append("not compared with onnxruntime: go-metal's ONNX files are not valid there")
+    elif check and finite:
+        model = Model.from_checkpoint(replace(checkpoint, notes=[]))
+        source: bytes | Path = path if external_data else data
+        compare(source, model, where=where, **ends).raise_if_different(f"{where}: imported model")
     return checkpoint
 
 
 def _read(proto: onnx.ModelProto, where: str, *, finite: bool) -> tuple[Checkpoint, dict[str, Any]]:
-    if (stored := _stored(proto, where, finite=finite)) is not None and _is_export_of(proto, stored):
-        return stored, {}
+    if (stored := _stored(proto, where, finite=finite)) is not None and (spec := _exported(proto, stored)) is not None:
+        return replace(stored, model_spec=spec), {}
     graph = Graph.read(proto)
     notes = graph.notes
     walk = _Walk(graph, proto.producer_name == GOMETAL, notes)
@@ -104,17 +109,32 @@ class _Place:
         tensor: its name in the graph.
         shape: as our layers see it.
         layout: the file's axes in terms of ours: ``(0, 2, 3, 1)`` is NHWC.
-        rows: for a matrix flattened in another layout: our column for each of the file's.
+        flattened: of a matrix that was flattened in another layout: what it was before.
     """
 
     tensor: str
     shape: Shape
     layout: tuple[int, ...]
-    rows: Rows | None = None
+    flattened: _Place | None = None
 
     @property
     def plain(self) -> bool:
-        return self.layout == tuple(range(len(self.shape))) and self.rows is None
+        return self.layout == tuple(range(len(self.shape))) and self.flattened is None
+
+    def in_our_order(self, weight: FloatArray, axis: int) -> FloatArray:
+        """A constant whose axis counts the file's columns, as ours count them; one that does not fit as it is."""
+        place = self.flattened or self
+        if weight.ndim != 2 or weight.shape[axis] != math.prod(place.shape[1:]):
+            return weight  # the layer says so
+        # our column for each column that flattening in the file's layout gives
+        columns = np.arange(weight.shape[axis]).reshape(place.shape[1:])
+        rows = columns.transpose([axis - 1 for axis in place.layout[1:]]).reshape(-1)
+        result = np.empty_like(weight)
+        if axis:
+            result[:, rows] = weight
+        else:
+            result[rows] = weight
+        return result
 
 
 @dataclass
@@ -156,16 +176,20 @@ class _Match:
             return found
         op, place = self.nodes[node].op, self.place
         if op in ("MatMul", "Gemm"):
-            rows = place.rows if place.rows is not None else _flat_rows(place)
             axis = 1 if op == "Gemm" and self.attr(node, "transB", 0) else 0
-            return [_reordered(found[0], rows, axis), *found[1:]]
+            return [place.in_our_order(found[0], axis), *found[1:]]
         if all(o in ARITHMETIC for o in self.ops[: node + 1]):  # nothing before it has changed the layout
             if any(c.ndim > len(place.shape) for c in found):
                 raise self.refuse(node, f"its constant {found[0].shape} has more axes than the data {place.shape}")
             wide = [c.reshape((1,) * (len(place.shape) - c.ndim) + c.shape) for c in found]
-            if place.rows is not None:
-                return [_reordered(c, place.rows, 1) for c in wide]
+            if place.flattened is not None:
+                return [place.in_our_order(c, 1) for c in wide]
             return [np.transpose(c, np.argsort(place.layout)) for c in wide]
+        return found
+
+    def ints(self, node: int) -> list[int] | None:
+        lists = [c for c in self.consts(node) if c.ndim == 1 and c.dtype.kind in "iu"]
+        found: list[int] | None = lists[0].tolist() if lists else None
         return found
 
     def data_first(self, node: int) -> bool:
@@ -176,18 +200,20 @@ class _Match:
         n, size = self.nodes[node], int(np.prod(self.input_shape[1:]))
         if n.op == "Flatten":
             return self.attr(node, "axis", 1) in (1, 1 - len(self.input_shape))
-        target = [c for c in self.consts(node) if c.ndim == 1]
+        target = self.ints(node)
+        if target is None and self.consts(node):
+            return False
         if n.op == "Squeeze":
-            axes = self.attr(node, "axes", target[0].tolist() if target else None)
+            axes = self.attr(node, "axes", target)
             if axes is None and self.graph.fixed_batch and self.input_shape[0] == 1:
                 return False  # it would take the batch away
             ones = [i for i, d in enumerate(self.input_shape) if d == 1 and i]
             given = ones if axes is None else [self.place.layout[a % len(self.input_shape)] for a in axes]
             left = [d for i, d in enumerate(self.input_shape) if i not in given]
             return 0 not in given and set(given) <= set(ones) and len(left) == 2
-        if not target or len(target[0]) != 2 or (self.attr(node, "allowzero", 0) and 0 in target[0]):
+        if target is None or len(target) != 2 or (self.attr(node, "allowzero", 0) and 0 in target):
             return False
-        batch, rest = target[0].tolist()
+        batch, rest = target
         baked = self.graph.fixed_batch and batch == self.input_shape[0]
         return (batch in (0, -1, BATCH) or baked) and rest in (-1, size) and (batch, rest) != (-1, -1)
 
@@ -203,24 +229,7 @@ class _Match:
     def only(self, node: int, name: str, value: float) -> None:
         found = self.attr(node, name, value)
         if any(v != value for v in (found if isinstance(found, list) else [found])):
-            self.object(node, f"{name} = {found}; only {value} is supported")
-
-
-def _flat_rows(place: _Place) -> Rows:
-    """Our column for each column that flattening in the file's layout gives."""
-    columns = np.arange(int(np.prod(place.shape[1:]))).reshape(place.shape[1:])
-    return columns.transpose([axis - 1 for axis in place.layout[1:]]).reshape(-1)
-
-
-def _reordered(weight: FloatArray, rows: Rows, axis: int) -> FloatArray:
-    if weight.ndim != 2 or weight.shape[axis] != len(rows):
-        return weight  # does not fit; the layer says so
-    result = np.empty_like(weight)
-    if axis:
-        result[:, rows] = weight
-    else:
-        result[rows] = weight
-    return result
+            self.object(node, f"{name} = {shown(found)}; only {value} is supported")
 
 
 class _Walk:
@@ -337,7 +346,7 @@ class _Walk:
     def _transposed(self, place: _Place) -> _Place | None:
         """The place after a Transpose, which only renames the axes."""
         consumers = self.graph.consumers[place.tensor]
-        if len(consumers) != 1 or consumers[0].op != "Transpose" or place.rows is not None:
+        if len(consumers) != 1 or consumers[0].op != "Transpose" or place.flattened is not None:
             return None
         node, rank = consumers[0], len(place.shape)
         perm = node.attributes.get("perm", list(range(rank))[::-1])
@@ -348,10 +357,10 @@ class _Walk:
     def _after(self, place: _Place, layer: Layer, nodes: list[Node]) -> _Place:
         shape, result = layer.output_shape(place.shape), nodes[-1].outputs[0]
         if len(shape) == len(place.shape) and not any(n.op in ("MatMul", "Gemm") for n in nodes):
-            return _Place(result, shape, place.layout, place.rows)
+            return _Place(result, shape, place.layout, place.flattened)
         plain = _Place(result, shape, tuple(range(len(shape))))
         flattened = len(place.shape) > 2 and nodes[-1].op in ("Flatten", "Reshape", "Squeeze")
-        return replace(plain, rows=_flat_rows(place)) if flattened and not place.plain else plain
+        return replace(plain, flattened=place) if flattened and not place.plain else plain
 
     def _next(self, place: _Place) -> tuple[Layer, dict[str, FloatArray], list[Node]]:
         tensor = place.tensor
@@ -417,8 +426,8 @@ class _Walk:
                     onnx.helper.get_attribute_value(known.default_value) if known and known.default_value.name else None
                 )
                 default = default.decode() if isinstance(default, bytes) else default
-                if node.attributes[name] != default:
-                    problems.append(f"{node}: attribute {name} = {node.attributes[name]} is not supported")
+                if isinstance(node.attributes[name], np.ndarray) or node.attributes[name] != default:
+                    problems.append(f"{node}: attribute {name} = {shown(node.attributes[name])} is not supported")
         return problems
 
 
@@ -454,11 +463,13 @@ def _info(proto: onnx.ModelProto) -> dict[str, Any]:
     return found
 
 
-def _is_export_of(proto: onnx.ModelProto, stored: Checkpoint) -> bool:
-    """Whether the graph is, to the byte, what we write for the stored checkpoint: nobody edited it."""
+def _exported(proto: onnx.ModelProto, stored: Checkpoint) -> ModelSpec | None:
+    """The architecture, if the file is, to the byte, what we write for the stored checkpoint: nobody edited it."""
     try:
         model = Model.from_checkpoint(replace(stored, notes=[]))
         stated: dict[str, Any] = next((json.loads(p.value) for p in proto.metadata_props if p.key == OPTIONS_KEY), {})
-        return build(model, stored, ExportOptions(**stated)).same_graph(proto.graph)
-    except (GoMetalError, ValueError, TypeError):
-        return False
+        export = build(model, stored, ExportOptions(**stated))
+    except (GoMetalError, ValueError, TypeError, RecursionError):
+        return None
+    same = list(proto.opset_import) == list(export.proto.opset_import) and export.same_graph(proto.graph)
+    return model.spec if same else None

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from ..._types import FloatArray, Shape
 from ..._version import __version__
-from ...errors import CheckpointError, GoMetalError, UnsupportedError
+from ...errors import CheckpointError, UnsupportedError, naming
 from ...layers import Layer, Model, ModelSpec, Softmax
 from ...layers.base import suggest
 from ...layers.spec import usable_name
@@ -78,7 +78,7 @@ def save(
         options: see ExportOptions.
     Raises: CheckpointError naming file and reason; the file on disk is then as it was.
     """
-    try:
+    with naming(path, "not saved: "):
         checkpoint.validate()
         model = Model.from_checkpoint(checkpoint)
         if softmax and not model.ends_in_softmax:
@@ -89,8 +89,6 @@ def save(
         export = build(model, checkpoint, chosen)
         write = write_external if external_data or export.nbytes > MAX_PROTO_BYTES else write_single
         return write(export, path, model if verify else None, tolerance)
-    except GoMetalError as e:
-        raise e if str(path) in str(e) else type(e)(f"{path}: not saved: {e}") from e
 
 
 def _options(given: Mapping[str, Any]) -> ExportOptions:
@@ -284,7 +282,9 @@ class _Graph:
     def constant(self, param: str, value: FloatArray) -> str:
         if not self._float16:
             return self._initializer(param, np.ascontiguousarray(value, "<f4"))
-        return self.node("Cast", self._initializer(param, np.ascontiguousarray(value, "<f2")), to=TensorProto.FLOAT)
+        with np.errstate(over="ignore"):  # save has refused what is too large; a reader only compares
+            half = np.ascontiguousarray(value, "<f2")
+        return self.node("Cast", self._initializer(param, half), to=TensorProto.FLOAT)
 
     def _initializer(self, param: str, value: np.ndarray[Any, Any]) -> str:
         name = f"{self._layer}.{param}"

@@ -1,0 +1,228 @@
+"""What benchmarks/fuzz_onnx.py found, made small: each file is refused in one line, at once, or read right."""
+
+import os
+import re
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from checkpoint_samples import one_line
+from onnx import TensorProto, helper
+from onnx_graphs import DOUBLE, Graph, assert_close, normal, run_model, run_onnx
+
+from gometal_mlx.checkpoints import Checkpoint, WeightTensor, load, save
+from gometal_mlx.checkpoints.onnx import load as load_onnx
+from gometal_mlx.errors import CheckpointError, GoMetalError, UnsupportedError
+from gometal_mlx.layers import Model, ModelBuilder
+
+HUGE = 2**27
+DESCRIPTION = "gometal_mlx"  # the entry of metadata_props with the checkpoint's description
+
+
+def saved(g: Graph, path: Path, change: Callable[[onnx.ModelProto], object] | None = None) -> Path:
+    proto = g.proto()
+    if change is not None:
+        change(proto)
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def refused(path: Path, *parts: str, **options: Any) -> None:
+    with pytest.raises(GoMetalError) as e:
+        load_onnx(path, check=False, **options)
+    one_line(e.value, str(path), *parts)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "c.onnx"
+
+
+# --------------------------------------------------------------------------------------------------- a wrong result
+
+
+@pytest.mark.parametrize("opset", [11, 12])
+def test_an_opset_that_was_changed_afterwards_counts(opset: int, path: Path) -> None:
+    """Softmax has another meaning there; the stored description does not know."""
+    spec = ModelBuilder((1, 3, 4, 4)).add_softmax(1).compile()
+    save(Checkpoint(spec, []), path)
+    proto = onnx.load(path)
+    proto.opset_import[0].version = opset
+    onnx.save(proto, path)
+    refused(path, "before opset 13")
+
+
+def test_two_opsets_of_one_domain_are_refused(path: Path) -> None:
+    def change(proto: onnx.ModelProto) -> None:
+        proto.opset_import.append(helper.make_opsetid("", 6))
+
+    refused(saved(Graph("Softmax x > y", {}, (3,), {"y": {"axis": 1}}), path, change), "opsets [17, 6]")
+
+
+def test_a_description_with_other_shapes_gives_the_models_own(path: Path) -> None:
+    spec = ModelBuilder((2, 3)).add_dense(4, name="fc").add_relu("r").compile()
+    model = Model(spec, seed=0)
+    weights = [WeightTensor(f"fc.{n}", v.shape, np.array(v), "fc", n) for n, v in model["fc"].items()]
+    save(Checkpoint(spec, weights), path)
+    proto = onnx.load(path)
+    text = next(p for p in proto.metadata_props if p.key == DESCRIPTION)
+    wrong = re.sub(r'("output_shape": \[\s+2,\s+)4', r"\g<1>9", text.value)
+    assert wrong != text.value
+    text.value = wrong
+    onnx.save(proto, path)
+    assert load(path).model_spec == spec
+
+
+# --------------------------------------------------------------------------------------------- hangs, memory and time
+
+
+def external(location: str) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        tensor = proto.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+
+    return change
+
+
+DENSE = Graph("Gemm x w > y", {"w": normal(3, 4)}, (3,))
+
+
+def test_a_pipe_is_no_external_data(path: Path) -> None:
+    os.mkfifo(path.parent / "pipe")
+    refused(saved(DENSE, path, external("pipe")), "'pipe'", external_data=True)
+
+
+@pytest.mark.parametrize("location", ["\0", "x" * 300, "a\0b/c"], ids=["zero", "long", "zero inside"])
+def test_a_name_that_no_system_takes_is_no_external_data(location: str, path: Path) -> None:
+    refused(saved(DENSE, path, external(location)), "not a plain file", external_data=True)
+
+
+def test_an_external_name_that_is_no_text(path: Path) -> None:
+    data = saved(DENSE, path, external("somewhere.data")).read_bytes()
+    path.write_bytes(data.replace(b"somewhere.data", b"somewhere\xff\xfe\xfd\xfc\xfb"))
+    refused(path, "UTF-8", external_data=True)
+
+
+def doubled(times: int) -> str:
+    nodes = [f"Concat t{i} t{i} > t{i + 1}" for i in range(times)]
+    return " | ".join([*nodes, f"Mul x t{times} > y"])
+
+
+BOMBS: dict[str, Graph] = {
+    "concat": Graph(doubled(22), {"t0": normal(4)}, (3,), {f"t{i + 1}": {"axis": 0} for i in range(22)}),
+    "gather": Graph("Gather a i > b | Gather b i > c | Gather c i > d | Gather d i > e | Mul x e > y",
+        {"a": normal(1), "i": np.zeros((1, 1000), np.int64)}, (3,)),
+    "broadcast": Graph("Mul a b > d | Mul d c > e | Mul x e > y",
+        {"a": normal(800, 1, 1), "b": normal(1, 800, 1), "c": normal(1, 1, 800)}, (3,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_constants_that_grow_out_of_proportion_are_refused(name: str, path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(saved(BOMBS[name], path), "numbers from constants")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
+
+
+WIDE: dict[str, Graph] = {
+    "one number for all": Graph("Mul x m > y", {"m": normal(1)}, (HUGE,)),
+    "Sub": Graph("Sub x m > a | Div a m > y", {"m": normal(3)}, (HUGE,)),
+    "flattened": Graph("Transpose x > a | Relu a > b | Transpose b > c | Flatten c > d | MatMul d w > y",
+        {"w": normal(3, 4)}, (2**9, 2**9, 2**9), {"a": {"perm": [0, 3, 1, 2]}, "c": {"perm": [0, 2, 3, 1]}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_a_small_file_with_giant_shapes_costs_no_memory(name: str, path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(saved(WIDE[name], path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
+
+
+# --------------------------------------------------------------------------------------------------- other exceptions
+
+
+def stated(text: str) -> Callable[[onnx.ModelProto], object]:
+    return lambda proto: helper.set_model_props(proto, {"gometal_mlx_export": text})
+
+
+REFUSED: dict[str, tuple[Graph, str]] = {
+    "rank": (Graph("Mul x m > y", {"m": normal(1)}, (1,) * 3000), "rank 3001"),
+    "ratio of two": (Graph("Dropout x r > y", {"r": normal(2)}, (3,)), "single values"),
+    "training_mode of two": (Graph("Dropout x r t > y", {"r": np.float32(0.5), "t": np.array([0, 0], bool)}, (3,)),
+        "single values"),
+    "axes of a mean in a matrix": (Graph("ReduceMean x a > y", {"a": np.array([[2], [3]])}, (3, 4, 4), opset=18),
+        "only a mean over height and width"),
+    "fractional axes": (Graph("Squeeze x a > y", {"a": normal(1)}, (3, 1)), "'n_y' (Squeeze)"),
+    "a tensor as attribute": (Graph("Relu x > y", {}, (3,),
+        {"y": {"value": helper.make_tensor("t", TensorProto.FLOAT, [30], range(30))}}), "a tensor of shape (30,)"),
+    "no rows": (Graph("Relu x > y", {}, (3,), batch=0), "a batch of 0 rows"),
+    "complex": (Graph("Gemm x w > y", {"w": helper.make_tensor("w", TensorProto.COMPLEX64, [1, 1], [1j])}, (1,)),
+        "complex"),
+    "double beyond float": (Graph("Mul x m > y", {"m": np.array([1e300])}, (1,), kind=DOUBLE), "NaN and infinity"),
+    "product beyond float": (Graph("Mul x m > a | Mul a m > y", {"m": np.full(1, 1e30, np.float32)}, (1,)),
+        "NaN and infinity"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_one_line(name: str, path: Path) -> None:
+    g, part = REFUSED[name]
+    refused(saved(g, path), part)
+
+
+def test_limits_of_a_clip_may_be_arrays_of_one_number(path: Path) -> None:
+    g = Graph("Clip x a b > y", {"a": np.zeros(1, np.float32), "b": np.full((1, 1), 6, np.float32)}, (3,))
+    c = load_onnx(saved(g, path), check=False)
+    assert [s.type_name for s in c.model_spec.layers] == ["ReLU6"]
+
+
+def test_a_ratio_may_be_an_array_of_one_number(path: Path) -> None:
+    c = load_onnx(saved(Graph("Dropout x r > y", {"r": np.full(1, 0.25, np.float32)}, (3,)), path), check=False)
+    assert c.model_spec.layers[0].parameters["rate"] == np.float32(0.25)
+
+
+def test_options_that_nest_without_end_are_ignored(path: Path) -> None:
+    """The graph is then read, as for any file that is not ours."""
+    save(Checkpoint(ModelBuilder((2, 3)).add_relu("r").compile(), []), path)
+    proto = onnx.load(path)
+    next(p for p in proto.metadata_props if p.key == "gometal_mlx_export").value = "[" * 9000
+    onnx.save(proto, path)
+    assert [s.type_name for s in load(path).model_spec.layers] == ["ReLU"]
+
+
+def test_shapes_that_onnx_cannot_infer_do_not_hide_the_reason(path: Path) -> None:
+    def change(proto: onnx.ModelProto) -> None:
+        for _ in range(2):
+            proto.functions.add(name="f", domain="d")
+
+    refused(saved(Graph("Erf x > a | Relu a > y", {}, (3,)), path, change), "'n_a' (Erf)")
+
+
+def test_a_description_with_weights_beyond_float16(path: Path) -> None:
+    """A file that says it was exported with float16 weights, and was not: the graph is read, without a warning."""
+    spec = ModelBuilder((2, 3)).add_dense(1, False, "fc").compile()
+    save(Checkpoint(spec, [WeightTensor("fc.weight", (3, 1), np.full((3, 1), 1e6, np.float32), "fc", "weight")]), path)
+    proto = onnx.load(path)
+    next(p for p in proto.metadata_props if p.key == "gometal_mlx_export").value = '{"float16_weights": true}'
+    onnx.save(proto, path)
+    x = normal(2, 3)
+    assert_close(run_model(load(path), x), run_onnx(path, x))
+
+
+def test_an_error_is_not_its_own_cause(path: Path) -> None:
+    refused_file = saved(Graph("Erf x > y", {}, (3,)), path)
+    for action, kind in (
+        (lambda: load(refused_file), UnsupportedError),
+        (lambda: save(Checkpoint(ModelBuilder((2, 3)).add_relu("r").compile(), []), path, opset=99), UnsupportedError),
+        (lambda: load(path.parent / "none.onnx"), CheckpointError),
+    ):
+        with pytest.raises(kind) as e:
+            action()
+        assert e.value.__cause__ is not e.value
