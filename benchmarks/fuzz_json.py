@@ -77,7 +77,7 @@ class Target:
         return out.getvalue().decode()
 
     def compare(self, data: bytes, told: str) -> None:
-        """Read in small blocks, with short arrays taken for long ones; not what has become long by made up statistics."""
+        """Read in small blocks, short arrays taken for long ones; not what made up statistics have made long."""
         if len(told) > LONGEST_COMPARED:
             return
         block, long, start = self.go_json.BLOCK, self.go_json.LONG_ARRAY, self.go_json._Splitter._START

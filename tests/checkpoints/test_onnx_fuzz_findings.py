@@ -177,6 +177,17 @@ def test_refused_in_one_line(name: str, path: Path) -> None:
     refused(saved(g, path), part)
 
 
+def test_an_identity_of_nothing(path: Path) -> None:
+    refused(saved(Graph("i=Identity _ > a | Mul x a > y", {}, (3,)), path), "'i' (Identity)")
+
+
+def test_shapes_whose_rank_doubles_are_not_followed(path: Path) -> None:
+    """The search for further problems asks onnx for shapes; this one would have two to the power of forty axes."""
+    nodes = " | ".join(f"Gather t{i} t{i} > t{i + 1}" for i in range(40))
+    with pytest.raises(UnsupportedError, match=r"'e' \(Erf\)"):
+        load(saved(Graph(f"e=Erf x > t0 | {nodes} | Relu t40 > y", {}, (3,)), path))
+
+
 def test_limits_of_a_clip_may_be_arrays_of_one_number(path: Path) -> None:
     g = Graph("Clip x a b > y", {"a": np.zeros(1, np.float32), "b": np.full((1, 1), 6, np.float32)}, (3,))
     c = load_onnx(saved(g, path), check=False)

@@ -27,6 +27,8 @@ def fold(node: Node, inputs: Sequence[Any], opset: int, room: int) -> Any:
         room: how many numbers it may have.
     Raises: UnsupportedError if it is not understood, CheckpointError if its inputs do not fit each other.
     """
+    if node.op != "Shape" and inputs[0] is None:
+        raise CheckpointError(f"{node}: its first input is left out")
     try:
         if node.op != "Shape" and (size := _size(node, inputs)) > room:
             raise UnsupportedError(f"{node}: computes {size} numbers from constants; the file holds far fewer")

@@ -195,17 +195,32 @@ class Graph:
             self.refused.add(id(node))
 
     def inferred_shapes(self) -> dict[str, Shape]:
-        """Shapes of the tensors in between, as far as onnx can tell them; batch 1 where it is free."""
+        """Shapes of the tensors in between, as far as onnx can tell them, node by node; batch 1 where it is free."""
+        g = self._proto.graph
+        types = {i.name: i.type for i in g.input if i.name == self.input}
+        for n in g.node:
+            usual = n.domain in ("", "ai.onnx") and onnx.defs.has(n.op_type, max_inclusive_version=self.opset)
+            control = any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in n.attribute)
+            if usual and not control and n.output and n.output[0] not in self.constants:
+                types |= self._inferred(n, types)
+        return {name: shape for name, t in types.items() if (shape := _usable(t)) is not None and name != self.input}
+
+    def _inferred(self, n: onnx.NodeProto, types: dict[str, onnx.TypeProto]) -> dict[str, onnx.TypeProto]:
+        """The types of a node's outputs; not those of a rank that no layer has: it could double with every node."""
+        constants = {i: self.constants[i] for i in n.input if i in self.constants}
+        tensors = {i: numpy_helper.from_array(c) for i, c in constants.items() if c.size <= MAX_RANK}
+        given = {i: types[i] for i in n.input if i in types}
+        for name, c in constants.items():
+            kind = onnx.helper.np_dtype_to_tensor_dtype(c.dtype)
+            given[name] = onnx.helper.make_tensor_type_proto(kind, c.shape)
         try:
-            inferred = onnx.shape_inference.infer_shapes(self._proto)
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError):
+            found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
+                onnx.defs.get_schema(n.op_type, self.opset), n, given, tensors,
+                opset_imports=[onnx.helper.make_opsetid("", self.opset)],
+            )  # fmt: skip
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, KeyError, RuntimeError):
             return {}
-        found = {}
-        for v in inferred.graph.value_info:
-            dims = [d.dim_value for d in v.type.tensor_type.shape.dim]
-            if len(dims) >= 2 and all(d > 0 for d in dims[1:]) and math.prod(dims[1:]) <= MAX_ELEMENTS:
-                found[v.name] = (max(dims[0], 1), *dims[1:])
-        return found
+        return {name: t for name, t in found.items() if len(t.tensor_type.shape.dim) <= MAX_RANK}
 
     def _connect(self) -> None:
         for node in [n for n in self.nodes if n.op == "Identity" or self._is_identity_cast(n)]:
@@ -228,6 +243,13 @@ class Graph:
             self.output = source
         for other in self.nodes:
             other.inputs = [source if name == result else name for name in other.inputs]
+
+
+def _usable(t: onnx.TypeProto) -> Shape | None:
+    """The shape, if all but the batch is known and possible."""
+    dims = [d.dim_value for d in t.tensor_type.shape.dim]
+    known = len(dims) >= 2 and all(d > 0 for d in dims[1:]) and math.prod(dims[1:]) <= MAX_ELEMENTS
+    return (max(dims[0], 1), *dims[1:]) if known else None
 
 
 def _node(n: onnx.NodeProto, position: int, opset: int) -> tuple[Node, list[str]]:
