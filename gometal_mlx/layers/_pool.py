@@ -45,8 +45,6 @@ class Pool2D(Layer):
     @staticmethod
     def matched_window(m: Match) -> dict[str, int]:
         """The fields that a pooling node states."""
-        if len(m.input_shape) != 4:
-            raise m.refuse(0, f"input of rank {len(m.input_shape)}; only two-dimensional pooling is supported")
         m.only(0, "ceil_mode", 0)
         size, stride, padding = square_window(m, [])
         return {"pool_size": size, "stride": stride, "padding": padding}

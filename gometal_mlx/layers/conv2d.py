@@ -111,6 +111,8 @@ def window_shape(layer: Layer, x: Shape, kernel: int, stride: int, padding: int)
 
 def square_window(m: Match, default_kernel: list[int]) -> tuple[int, int, int]:
     """kernel, stride and padding of a matched convolution or pooling node; objects to any but a square window."""
+    if len(m.input_shape) != 4:
+        raise m.refuse(0, f"input of rank {len(m.input_shape)}; only two-dimensional windows are supported")
     m.only(0, "dilations", 1)
     kernel, strides = m.attr(0, "kernel_shape", default_kernel), m.attr(0, "strides", [1, 1])
     for name, values in (("kernel_shape", kernel), ("strides", strides)):

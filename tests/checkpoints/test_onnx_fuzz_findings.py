@@ -162,6 +162,11 @@ REFUSED: dict[str, tuple[Graph, str]] = {
     "fractional axes": (Graph("Squeeze x a > y", {"a": normal(1)}, (3, 1)), "'n_y' (Squeeze)"),
     "a tensor as attribute": (Graph("Relu x > y", {}, (3,),
         {"y": {"value": helper.make_tensor("t", TensorProto.FLOAT, [30], range(30))}}), "a tensor of shape (30,)"),
+    "a squeeze that takes the batch of a single row": (Graph("Squeeze x > y", {}, (3, 1)), "'n_y' (Squeeze)"),
+    "a cast to text": (Graph("Cast m > a | Erf x > b | Mul b a > y", {"m": normal(1)}, (3,),
+        {"a": {"to": TensorProto.STRING}}), "'n_a' (Cast)"),
+    "windows over a volume": (Graph("Conv x k > y", {"k": normal(4, 3, 1, 1)}, (3, 6, 6, 3),
+        {"y": {"auto_pad": "SAME_UPPER"}}), "rank 5"),
     "no rows": (Graph("Relu x > y", {}, (3,), batch=0), "a batch of 0 rows"),
     "complex": (Graph("Gemm x w > y", {"w": helper.make_tensor("w", TensorProto.COMPLEX64, [1, 1], [1j])}, (1,)),
         "complex"),
@@ -186,6 +191,13 @@ def test_shapes_whose_rank_doubles_are_not_followed(path: Path) -> None:
     nodes = " | ".join(f"Gather t{i} t{i} > t{i + 1}" for i in range(40))
     with pytest.raises(UnsupportedError, match=r"'e' \(Erf\)"):
         load(saved(Graph(f"e=Erf x > t0 | {nodes} | Relu t40 > y", {}, (3,)), path))
+
+
+def test_a_giant_batch_is_not_compared(path: Path) -> None:
+    saved(Graph("Relu x > y", {}, (3,), batch=2**53 + 1), path)
+    with pytest.raises(GoMetalError) as e:
+        load(path)
+    one_line(e.value, str(path), f"batch of {2**53 + 1} rows")
 
 
 def test_limits_of_a_clip_may_be_arrays_of_one_number(path: Path) -> None:

@@ -208,7 +208,8 @@ class Graph:
     def _inferred(self, n: onnx.NodeProto, types: dict[str, onnx.TypeProto]) -> dict[str, onnx.TypeProto]:
         """The types of a node's outputs; not those of a rank that no layer has: it could double with every node."""
         constants = {i: self.constants[i] for i in n.input if i in self.constants}
-        tensors = {i: numpy_helper.from_array(c) for i, c in constants.items() if c.size <= MAX_RANK}
+        shapes = {i: c for i, c in constants.items() if c.size <= MAX_RANK and c.dtype == np.int64}
+        tensors = {i: numpy_helper.from_array(c) for i, c in shapes.items()}
         given = {i: types[i] for i in n.input if i in types}
         for name, c in constants.items():
             kind = onnx.helper.np_dtype_to_tensor_dtype(c.dtype)

@@ -205,8 +205,8 @@ class _Match:
             return False
         if n.op == "Squeeze":
             axes = self.attr(node, "axes", target)
-            if axes is None and self.graph.fixed_batch and self.input_shape[0] == 1:
-                return False  # it would take the batch away
+            if axes is None and not (self.graph.fixed_batch and self.input_shape[0] > 1):
+                return False  # of a single row it would take the batch away
             ones = [i for i, d in enumerate(self.input_shape) if d == 1 and i]
             given = ones if axes is None else [self.place.layout[a % len(self.input_shape)] for a in axes]
             left = [d for i, d in enumerate(self.input_shape) if i not in given]

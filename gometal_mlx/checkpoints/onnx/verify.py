@@ -110,6 +110,8 @@ def compare(
     row = model.spec.input_shape[1:]
     largest = max(math.prod(shape) for shape in (row, *(s.output_shape[1:] for s in model.spec.layers)))
     edges = edge_cases(row)
+    if isinstance(baked, int) and largest * baked > MAX_NUMBERS:
+        raise CheckpointError(f"{where}: its fixed batch of {baked} rows is too large to be compared")
     if isinstance(baked, int):  # the file takes no other batch size
         batch_sizes, edges = (baked,), np.resize(edges, (baked, *row))
     elif largest * max(*batch_sizes, len(edges)) > MAX_NUMBERS:
