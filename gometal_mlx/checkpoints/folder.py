@@ -7,7 +7,6 @@ A folder whose manifest is gone or damaged is read anew.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -19,17 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, GoMetalError
-from .atomic import replacing
+from .atomic import checksum, replacing
 from .checkpoint import Checkpoint
 from .formats import FORMATS, load
 
 MANIFEST = "manifest.json"
 DEFAULT_PATTERN = "checkpoint_epoch_%d_step_%d"  # go-metal's
 LOCK = ".lock"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2  # 1 had SHA-256
 ANY = "*"  # for reading: the pattern by which every checkpoint counts
 KINDS = ("periodic", "best", "rescue")
-_CHUNK = 1 << 20
 _LEFTOVER = re.compile(r"\.+(.+?)(?:\.new|(?:\.new)?\.[0-9a-f]{12}\.tmp)")
 
 
@@ -41,7 +39,7 @@ class Entry:
         name: file name inside the folder.
         kind: ``periodic``, ``best`` or ``rescue`` (saved because the run was ended).
         epoch, step: finished when it was saved.
-        sha256, size: of the file's bytes.
+        checksum, size: of the file's bytes.
         metric: the monitored value, where one was known.
     """
 
@@ -49,7 +47,7 @@ class Entry:
     kind: str
     epoch: int
     step: int
-    sha256: str
+    checksum: str
     size: int
     metric: float | None = None
 
@@ -182,7 +180,7 @@ class CheckpointFolder:
                 found = checksum(path)
         except OSError as e:
             raise CheckpointError(f"{path}: cannot be read: {e.strerror or e}") from e
-        if found != entry.sha256:
+        if found != entry.checksum:
             told = (
                 f"{size} bytes instead of {entry.size}" if found is None else "its checksum differs from the manifest's"
             )
@@ -245,15 +243,6 @@ def _entries(value: Any) -> Iterator[Entry]:
         entry = Entry(**item)
         plain = entry.name == Path(entry.name).name and entry.name not in ("", ".", "..", MANIFEST, LOCK)
         counts = all(isinstance(v, int) and v >= 0 for v in (entry.epoch, entry.step, entry.size))
-        if not plain or not counts or entry.kind not in KINDS or not isinstance(entry.sha256, str):
+        if not plain or not counts or entry.kind not in KINDS or not isinstance(entry.checksum, str):
             raise ValueError(f"{item!r:.100} is no entry")
         yield entry
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -8,6 +8,7 @@ Source: go-metal checkpoints/checkpoint.go (structs and their JSON tags, ensureB
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..errors import CheckpointError, naming
 from ..layers import LayerSpec, ModelSpec
-from .atomic import replacing
+from .atomic import ChecksummedFile, replacing
 from .checkpoint import (
     ARRAY_MARK,
     EXTRAS_KEY,
@@ -33,25 +34,30 @@ from .go_json import decode, encode
 from .go_time import go_time
 from .json_reader import from_value
 
+_BUFFER = 1 << 20
+
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
+def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> str:
     """Write the file whole or not at all; ``.gz`` compresses it.
 
     Args:
         extras: False leaves out the key that only gometal_mlx reads.
+    Returns: the file's checksum.
     Raises: CheckpointError naming file and field; the file on disk is then as it was.
     """
     with naming(path, "not saved: "):
         checkpoint.validate()
         tree = to_tree(checkpoint, extras=extras)
-        with replacing(path) as temporary, temporary.open("wb") as raw:
-            if path.suffix == ".gz":
-                with gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6, mtime=0, filename="") as file:
-                    write(tree, file)
-            else:
-                write(tree, raw)
+        with replacing(path) as temporary, ChecksummedFile(temporary) as raw:
+            with io.BufferedWriter(raw, _BUFFER) as buffered:
+                if path.suffix == ".gz":
+                    with gzip.GzipFile(fileobj=buffered, mode="wb", compresslevel=6, mtime=0, filename="") as file:
+                        write(tree, file)
+                else:
+                    write(tree, buffered)
+            return raw.checksum
 
 
 def write(tree: dict[str, Any], file: Any) -> None:
@@ -187,11 +193,11 @@ def _lists(s: LayerSpec | ModelSpec) -> list[list[int] | None]:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
-def load(path: Path, *, allow_nonfinite: bool = False) -> Checkpoint:
+def load(path: Path, *, tolerant: bool = False) -> Checkpoint:
     """Read a file (``.gz`` or not); repairs and oddities are in the checkpoint's ``notes``.
 
     Args:
-        allow_nonfinite: as for the other formats; JSON has no such numbers.
+        tolerant: as for the other formats; JSON has no checksum and no NaN.
     Raises: CheckpointError naming file, JSON path and reason.
     """
     try:

@@ -8,29 +8,32 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+import xxhash
 from safetensors import SafetensorError, safe_open
 
 from .._types import FloatArray
 from ..errors import CheckpointError, naming
 from . import json_format, json_reader
-from .atomic import replacing
+from .atomic import CHECKSUM, ChecksummedFile, replacing
 from .checkpoint import Checkpoint, check_finite, extra_arrays
 from .go_json import decode
 
-METADATA_KEY = "gometal_mlx"
+METADATA_KEY, CHECKSUM_KEY = "gometal_mlx", "gometal_mlx_checksum"
 OPTIMIZER_PREFIX = "optimizer_state."
 MAX_HEADER = 100_000_000  # bytes; readers refuse longer ones
 
 
-def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
+def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> str:
     """Write the file whole or not at all.
 
     Args:
         extras: False leaves out what only gometal_mlx reads.
+    Returns: the file's checksum.
     Raises: CheckpointError naming file and field; the file on disk is then as it was.
     """
     with naming(path, "not saved: "):
@@ -38,11 +41,13 @@ def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> None:
         tensors = _tensors(checkpoint, extras=extras)
         text = io.BytesIO()
         json_format.write(json_format.to_tree(checkpoint, extras=extras, data=False), text)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            _write(tensors, {METADATA_KEY: text.getvalue().decode()}, file)
+        described = text.getvalue().decode()
+        with replacing(path) as temporary, ChecksummedFile(temporary) as file:
+            _write(tensors, {METADATA_KEY: described, CHECKSUM_KEY: _checksum(described, tensors)}, file)
+            return file.checksum
 
 
-def _write(tensors: dict[str, FloatArray], metadata: dict[str, str], file: BinaryIO) -> None:
+def _write(tensors: dict[str, FloatArray], metadata: dict[str, str], file: ChecksummedFile) -> None:
     """The bytes of ``safetensors.numpy.save``: length of the header, header, numbers in the order of the names.
 
     The library's ``save_file`` writes to a temporary file of its own, which outlives a killed process and that only the
@@ -59,7 +64,21 @@ def _write(tensors: dict[str, FloatArray], metadata: dict[str, str], file: Binar
         raise CheckpointError(f"{len(text)} bytes without the arrays, safetensors allows {MAX_HEADER}; use .json")
     file.write(len(text).to_bytes(8, "little") + text)
     for name in sorted(tensors):
-        file.write(tensors[name].reshape(-1).view(np.uint8).data)
+        file.write(_bytes(tensors[name]))
+
+
+def _bytes(array: FloatArray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _checksum(description: str, tensors: Mapping[str, FloatArray]) -> str:
+    """Of the description, and of each tensor's name, type, shape and numbers, in the order of the names."""
+    digest = xxhash.xxh3_128(description.encode())
+    for name in sorted(tensors):
+        a = tensors[name]
+        digest.update(json.dumps([name, str(a.dtype), a.shape]).encode())
+        digest.update(_bytes(np.ascontiguousarray(a)))
+    return f"{CHECKSUM}:{digest.hexdigest()}"
 
 
 def _tensors(c: Checkpoint, *, extras: bool) -> dict[str, FloatArray]:
@@ -76,11 +95,11 @@ def _tensors(c: Checkpoint, *, extras: bool) -> dict[str, FloatArray]:
     return tensors
 
 
-def load(path: Path, *, allow_nonfinite: bool = False) -> Checkpoint:
+def load(path: Path, *, tolerant: bool = False) -> Checkpoint:
     """Read a file written by ``save``.
 
     Args:
-        allow_nonfinite: also read NaN and infinity, to look at them; no model takes them.
+        tolerant: also read damaged numbers, NaN and infinity, to look at them.
     Raises: CheckpointError naming file and tensor: damaged, not float32, NaN, missing or without an architecture.
     """
     try:
@@ -102,7 +121,7 @@ def load(path: Path, *, allow_nonfinite: bool = False) -> Checkpoint:
             raise CheckpointError(f"{path}: tensor {key!r} is missing; the file is damaged")
         if tensors[key].dtype != np.float32:
             raise CheckpointError(f"{path}: tensor {key!r} is {tensors[key].dtype}; float32 needed")
-        if not allow_nonfinite:
+        if not tolerant:
             check_finite(tensors[key], f"{path}: tensor {key!r}")
         used.add(key)
         data: FloatArray = tensors[key]
@@ -110,6 +129,12 @@ def load(path: Path, *, allow_nonfinite: bool = False) -> Checkpoint:
 
     value, _ = decode(lambda: io.BytesIO(metadata[METADATA_KEY].encode()), f"{path}: __metadata__")
     checkpoint = json_reader.from_value(value, f"{path}: __metadata__", arrays)
+    stored = metadata.get(CHECKSUM_KEY)
+    if stored is not None and stored != _checksum(metadata[METADATA_KEY], {n: tensors[n] for n in used}):
+        told = f"damaged, or changed by another tool: its content does not have the {CHECKSUM_KEY} of its metadata"
+        if not tolerant:
+            raise CheckpointError(f"{path}: {told}")
+        checkpoint.notes.append(told)
     checkpoint.notes += [
         f"ignored the tensor {name!r}, which no layer or optimizer owns" for name in sorted(set(tensors) - used)
     ]

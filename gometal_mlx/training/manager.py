@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..checkpoints import Checkpoint, CheckpointFormat
-from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder, Entry, checksum
+from ..checkpoints.atomic import checksum
+from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder, Entry
 from ..checkpoints.formats import FORMATS, CheckpointSaver
 from ..errors import CheckpointError, GoMetalError, SpecError
 from .callbacks import Callback, Event, monitored, usual_mode
@@ -295,9 +296,10 @@ class CheckpointManager(Callback):
         """Write, make durable, enter into the manifest, and only then delete what is not kept; numpy only."""
         state, written = checkpoint.training_state, self.folder.staged(path.name)
         try:
-            FORMATS[self._format].save(checkpoint, written)
+            made = FORMATS[self._format].save(checkpoint, written)
+            found = made if isinstance(made, str) else checksum(written)  # ONNX returns the report of its proof
             size = written.stat().st_size
-            self.folder.add(Entry(path.name, kind, state.epoch, state.step, checksum(written), size, value), written)
+            self.folder.add(Entry(path.name, kind, state.epoch, state.step, found, size, value), written)
         except (GoMetalError, OSError) as e:
             if written != path:
                 with contextlib.suppress(OSError):

@@ -9,13 +9,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+import xxhash
 from checkpoint_samples import as_bytes, assert_same, files, full_checkpoint, one_line, small_checkpoint
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as library_save
 
 from gometal_mlx.checkpoints import Checkpoint, load, safetensors_format, save
-from gometal_mlx.errors import CheckpointError
+from gometal_mlx.checkpoints.atomic import checksum
+from gometal_mlx.errors import CheckpointError, GoMetalError
 from gometal_mlx.layers import Model
 
 
@@ -53,7 +55,10 @@ def test_mlx_reads_every_array_under_its_name(path: Path) -> None:
     want = names(full_checkpoint())
     assert set(arrays) == set(want)
     assert all(np.array(arrays[n]).tobytes() == want[n].tobytes() for n in want)
-    assert set(metadata) == {"gometal_mlx"}  # one key: the library writes several in random order
+    assert set(metadata) == {
+        "gometal_mlx",
+        "gometal_mlx_checksum",
+    }  # one key: the library writes several in random order
 
 
 def test_mlx_modules_load_the_weights(path: Path) -> None:
@@ -217,3 +222,44 @@ def test_bytes_are_those_of_the_library():
     file = io.BytesIO()
     safetensors_format._write(arrays, metadata, file)
     assert file.getvalue() == library_save(arrays, metadata)
+
+
+def test_a_bit_flipped_anywhere_is_noticed(path: Path) -> None:
+    """Every byte of a small file, one bit each: refused, or (in the name of the checksum's key) read as before."""
+    c = small_checkpoint()
+    save(c, path)
+    right = path.read_bytes()
+    bits = np.random.default_rng(0).integers(0, 8, len(right))
+    unnoticed = []
+    for at, bit in enumerate(bits.tolist()):
+        data = bytearray(right)
+        data[at] ^= 1 << bit
+        path.write_bytes(data)
+        try:
+            read = load(path)
+        except GoMetalError:
+            continue
+        assert_same(c, read)
+        unnoticed.append(at)
+    assert len(unnoticed) < 30
+
+
+def test_damaged_numbers_can_be_looked_at(path: Path) -> None:
+    c = small_checkpoint()
+    save(c, path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError) as e:
+        load(path)
+    one_line(e.value, str(path), "damaged")
+    read = load(path, tolerant=True)
+    assert any(n.startswith("damaged") for n in read.notes)
+    assert sum(a.data.tobytes() != b.data.tobytes() for a, b in zip(c.weights, read.weights, strict=True)) == 1
+
+
+def test_save_returns_the_checksum_of_the_file(path: Path) -> None:
+    for suffix in (".safetensors", ".json", ".json.gz"):
+        made = save(full_checkpoint(), path.with_suffix(suffix))
+        assert made == checksum(path.with_suffix(suffix))
+        assert made == f"xxh3_128:{xxhash.xxh3_128_hexdigest(path.with_suffix(suffix).read_bytes())}"

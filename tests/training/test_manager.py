@@ -230,15 +230,15 @@ def test_a_lost_or_broken_manifest_is_rebuilt(tmp_path):
     t = trainer()
     with manager(t, tmp_path, save_frequency=1, max_checkpoints=3) as m:
         t.fit(DATA, 3, checkpoints=m)
-        before = {(e.name, e.kind, e.sha256) for e in m.list()}
+        before = {(e.name, e.kind, e.checksum) for e in m.list()}
     (tmp_path / MANIFEST).unlink()
     with manager(t, tmp_path) as m:
-        assert {(e.name, e.kind, e.sha256) for e in m.list()} == before
+        assert {(e.name, e.kind, e.checksum) for e in m.list()} == before
     for text in ("{", '{"version": 99, "files": []}', '{"version": 1, "files": [{"name": "../../etc/passwd"}]}', "[]"):
         (tmp_path / MANIFEST).write_text(text)
         with pytest.warns(UserWarning, match="manifest.json: unusable"):
             folder = CheckpointFolder(tmp_path, "checkpoint_epoch_%d_step_%d")
-        assert {(e.name, e.kind, e.sha256) for e in folder.entries} == before
+        assert {(e.name, e.kind, e.checksum) for e in folder.entries} == before
 
 
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path):

@@ -32,13 +32,13 @@ FLOAT16_TOLERANCE = 1e-2  # eleven bits of mantissa, summed up in it
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")  # element by element; the data may stand on either side
 
 
-def load(path: Path, *, check: bool = True, external_data: bool = False, allow_nonfinite: bool = False) -> Checkpoint:
+def load(path: Path, *, check: bool = True, external_data: bool = False, tolerant: bool = False) -> Checkpoint:
     """Read an ONNX file into a trainable checkpoint.
 
     Args:
         check: run the original in onnxruntime and compare it with the imported model.
         external_data: also read tensors from other files of the same folder.
-        allow_nonfinite: also read NaN and infinity, to look at them; no model takes them, so nothing is compared.
+        tolerant: also read NaN and infinity, to look at them; no model takes them, so nothing is compared.
     Raises: CheckpointError for a damaged file; UnsupportedError naming each node that has no exact equivalent.
     """
     where = str(path)
@@ -54,7 +54,7 @@ def load(path: Path, *, check: bool = True, external_data: bool = False, allow_n
         raise CheckpointError(f"{where}: no graph in it; no ONNX file, or a damaged one")
     try:
         with naming(where):
-            return _checked(proto, path, data, check=check, external_data=external_data, finite=not allow_nonfinite)
+            return _checked(proto, path, data, check=check, external_data=external_data, finite=not tolerant)
     except (SpecError, ShapeError) as e:  # of a layer made for a node
         raise UnsupportedError(str(e)) from e
 

@@ -23,7 +23,7 @@ from ...layers import Layer, Model, ModelSpec, Softmax
 from ...layers.base import suggest
 from ...layers.spec import usable_name
 from .. import json_format
-from ..atomic import replacing, write_all
+from ..atomic import ChecksummedFile, replacing
 from ..checkpoint import Checkpoint, WeightTensor, check_finite, extra_arrays, extract_weights
 from .verify import TOLERANCE, VerifyReport, check_proto, compare
 from .wire import Export, data
@@ -104,9 +104,9 @@ def _options(given: Mapping[str, Any]) -> ExportOptions:
 def write_single(export: Export, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:
     """Put a graph into one file, after comparing it with the model (if one is given)."""
     with replacing(path) as temporary:
-        with temporary.open("wb", buffering=0) as file:
+        with ChecksummedFile(temporary) as file:
             for chunk in export.chunks():
-                write_all(file, chunk)
+                file.write(chunk)
         return _proven(temporary, path, model, tolerance)
 
 
@@ -125,9 +125,9 @@ def write_external(export: Export, path: Path, model: Model | None, tolerance: f
         raise CheckpointError(f"{path}: cannot be written: {e.strerror or e}; the folder must be writable") from e
     with folder:
         trial, weights = Path(folder.name) / path.name, Path(folder.name) / name
-        with replacing(weights) as temporary, temporary.open("wb", buffering=0) as file:
+        with replacing(weights) as temporary, ChecksummedFile(temporary) as file:
             for array in export.arrays:
-                write_all(file, data(array))
+                file.write(data(array))
         trial.write_bytes(b"".join(export.external_chunks(name)))
         report = _proven(trial, path, model, tolerance)
         weights.replace(path.parent / name)
