@@ -65,7 +65,9 @@ class Affine(Layer):
             c = consts[0].reshape((1,) * (rank - consts[0].ndim) + consts[0].shape)
             if c.size != 1 and (c.shape[1] != channels or c.size != channels):
                 raise m.refuse(node, f"its constant {consts[0].shape} is not one value for each of {channels} channels")
-            scale, shift = _step(op, scale, shift, c.reshape(-1).astype(np.float64), first=m.data_first(node))
+            with np.errstate(invalid="ignore"):  # a NaN; whoever reads the weights finds it
+                c = c.reshape(-1).astype(np.float64)
+            scale, shift = _step(op, scale, shift, c, first=m.data_first(node))
             if scale is None:
                 raise m.refuse(node, "divides by the data")
         if scale.size == shift.size == 1 and channels > _MOST_ALIKE:

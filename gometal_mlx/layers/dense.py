@@ -86,7 +86,9 @@ class Dense(Layer):
             raise m.refuse(at, "its right operand must be a constant matrix")
         weight, bias = _gemm(m, at, consts) if m.ops[at] == "Gemm" else (_oriented(m, at, consts[0]), None)
         if m.ops[-1] == "Add":
-            bias = m.consts(at + 1)[0] if m.consts(at + 1) else None
+            if not m.consts(at + 1):
+                return None  # adds data; the product alone is a layer
+            bias = m.consts(at + 1)[0]
         features = math.prod(m.input_shape[1:])
         if weight.shape[0] != features:
             raise m.refuse(at, f"weight {weight.shape} does not fit {features} input features")

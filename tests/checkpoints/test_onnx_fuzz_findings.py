@@ -167,7 +167,13 @@ REFUSED: dict[str, tuple[Graph, str]] = {
         {"a": {"to": TensorProto.STRING}}), "'n_a' (Cast)"),
     "windows over a volume": (Graph("Conv x k > y", {"k": normal(4, 3, 1, 1)}, (3, 6, 6, 3),
         {"y": {"auto_pad": "SAME_UPPER"}}), "rank 5"),
-    "no rows": (Graph("Relu x > y", {}, (3,), batch=0), "a batch of 0 rows"),
+    "no rows": (Graph("Relu x > y", {}, (3,), batch=0), "batch of 0 rows"),
+    "very many rows": (Graph("Relu x > y", {}, (3,), batch=2**53 + 1), f"batch of {2**53 + 1} rows"),
+    "a name of several lines": (Graph("Relu x > y", {}, (3,), {"y": {"a\nb": 1}}), "no name of an attribute"),
+    "texts of several lines": (Graph("Relu x > y", {}, (3,), {"y": {"a": "b\nc"}}), "attribute a = b c"),
+    "axes without end": (Graph(" | ".join(f"Gather t{i} t{i} > t{i + 1}" for i in range(7)) + " | Mul x t7 > y",
+        {"t0": np.zeros((1, 1), np.int64)}, (3,)), "(Gather)"),
+    "NaN": (Graph("Mul x m > y", {"m": np.full(1, np.nan, np.float32)}, (1,)), "NaN and infinity"),
     "complex": (Graph("Gemm x w > y", {"w": helper.make_tensor("w", TensorProto.COMPLEX64, [1, 1], [1j])}, (1,)),
         "complex"),
     "double beyond float": (Graph("Mul x m > y", {"m": np.array([1e300])}, (1,), kind=DOUBLE), "NaN and infinity"),
@@ -193,11 +199,28 @@ def test_shapes_whose_rank_doubles_are_not_followed(path: Path) -> None:
         load(saved(Graph(f"e=Erf x > t0 | {nodes} | Relu t40 > y", {}, (3,)), path))
 
 
-def test_a_giant_batch_is_not_compared(path: Path) -> None:
-    saved(Graph("Relu x > y", {}, (3,), batch=2**53 + 1), path)
-    with pytest.raises(GoMetalError) as e:
-        load(path)
-    one_line(e.value, str(path), f"batch of {2**53 + 1} rows")
+SELF: dict[str, Graph] = {
+    "Dense": Graph("MatMul x w > a | Add a a > y", {"w": normal(3, 4)}, (3,)),
+    "Dense and its input": Graph("MatMul x w > a | Add a x > y", {"w": normal(3, 3)}, (3,)),
+    "Conv": Graph("Conv x w > a | Add a a > y", {"w": normal(3, 3, 1, 1)}, (3, 4, 4)),
+    "Swish": Graph("Sigmoid x > a | Mul a a > y", {}, (3,)),
+    "Affine": Graph("Mul x m > a | Add a a > y", {"m": normal(1)}, (3,)),
+    "Affine and its input": Graph("Mul x m > a | Sub a x > y", {"m": normal(1)}, (3,)),
+}
+
+
+@pytest.mark.parametrize("name", SELF)
+def test_data_that_meets_itself_is_no_bias(name: str, path: Path) -> None:
+    refused(saved(SELF[name], path))
+
+
+def test_a_pool_of_another_domain_is_not_looked_into(path: Path) -> None:
+    g = Graph("com.example:MaxPool x > a | Relu a > y", {}, (3, 4, 4), {"a": {"kernel_shape": 1.5}})
+    refused(saved(g, path), "'com.example'")
+
+
+def test_a_cast_of_another_domain(path: Path) -> None:
+    refused(saved(Graph("com.example:Cast > a | Relu a > y", {}, (3,), {"a": {"to": 1}}), path), "'com.example'")
 
 
 def test_limits_of_a_clip_may_be_arrays_of_one_number(path: Path) -> None:

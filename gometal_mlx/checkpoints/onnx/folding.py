@@ -43,6 +43,8 @@ def _size(node: Node, inputs: Sequence[Any]) -> int:
     if node.op in _ARITHMETIC:
         return math.prod(np.broadcast_shapes(*(x.shape for x in inputs)))
     if node.op == "Gather":
+        if inputs[0].ndim + inputs[1].ndim > _MAX_RANK:
+            raise ValueError("more axes than any layer has")  # numpy crashes from some number on
         taken = inputs[0].shape[node.attributes.get("axis", 0)]
         return int(inputs[0].size // max(taken, 1) * inputs[1].size)
     return sum(x.size for x in inputs if x is not None)

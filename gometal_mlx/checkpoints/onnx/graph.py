@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ from .folding import FOLDED, fold
 from .writer import NEWEST_OPSET
 
 MAX_NODES = 10_000
-MAX_RANK = 8
+MAX_RANK, MAX_BATCH = 8, 2**24
 SPARE_NUMBERS, GROWTH = 2**20, 8  # constants that may be computed: so many, and times those that the file holds
 OLDEST_READ = 7  # before it broadcasting had other rules
 # go-metal writes attributes without their type; proto3 then leaves a zero out altogether
@@ -50,7 +51,13 @@ class Node:
 def shown(value: Any) -> str:
     """A value of the file for a message of one line: not longer than 80 characters, an array by its shape."""
     text = f"a tensor of shape {value.shape}" if isinstance(value, np.ndarray) else str(value)
+    text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names for a message of one line."""
+    return ", ".join(shown(n) for n in itertools.islice(names, 5))
 
 
 class Graph:
@@ -106,7 +113,7 @@ class Graph:
         """The one input that is no initializer, and the output; of several the only one that is a float matrix."""
         inputs = [i for i in g.input if i.name not in self.constants]
         if len(inputs) != 1:
-            raise UnsupportedError(f"{len(inputs)} inputs ({', '.join(i.name for i in inputs[:5])}); a model has one")
+            raise UnsupportedError(f"{len(inputs)} inputs ({listed(i.name for i in inputs)}); a model has one")
         tensor = inputs[0].type.tensor_type
         if tensor.elem_type not in _FLOATS:
             raise UnsupportedError(f"input {inputs[0].name!r}: element type {tensor.elem_type}; float needed")
@@ -115,15 +122,16 @@ class Graph:
             raise UnsupportedError(f"input {inputs[0].name!r}: rank {len(dims)}; at most {MAX_RANK} is supported")
         if len(dims) < 2 or any(d < 1 for d in dims[1:]):
             raise UnsupportedError(f"input {inputs[0].name!r}: shape {dims}; all but the batch must be known")
-        if tensor.shape.dim[0].HasField("dim_value") and dims[0] == 0:
-            raise UnsupportedError(f"input {inputs[0].name!r}: a batch of 0 rows; leave it free, or give a size")
+        if tensor.shape.dim[0].HasField("dim_value") and not (dims[0] < 0 or 0 < dims[0] <= MAX_BATCH):
+            told = f"a fixed batch of {dims[0]} rows; leave it free, or give a size up to {MAX_BATCH}"
+            raise UnsupportedError(f"input {inputs[0].name!r}: {told}")
         outputs = [o.name for o in g.output]
         if len(outputs) > 1:
             floats = [o.name for o in g.output if o.type.tensor_type.elem_type in _FLOATS]
             if len(floats) != 1:
-                raise UnsupportedError(f"{len(outputs)} outputs ({', '.join(outputs[:5])}); a model has one")
+                raise UnsupportedError(f"{len(outputs)} outputs ({listed(outputs)}); a model has one")
             self.notes.append(
-                f"took the output {floats[0]!r}; {', '.join(n for n in outputs if n not in floats)} is left out"
+                f"took the output {shown(floats[0])!r}; {listed(n for n in outputs if n not in floats)} is left out"
             )
             outputs = floats
         if not outputs:
@@ -140,7 +148,7 @@ class Graph:
         for i, n in numbered:
             for name in filter(None, n.output):
                 if name in makers or name in self.constants or name == self.input:
-                    told = f"node {n.name or n.op_type!r} ({n.op_type})"
+                    told = str(Node(n.op_type, n.name or n.op_type, [], [], {}))
                     raise CheckpointError(f"{told}: its output {name!r} is made twice")
                 makers[name] = (i, n)
         if self.output not in makers and self.output != self.input:
@@ -151,7 +159,7 @@ class Graph:
                 needed.add(maker[0])
                 wanted += maker[1].input
         if left := [n.name or n.op_type for i, n in numbered if i not in needed and n.op_type != "Constant"]:
-            self.notes.append(f"left out {len(left)} nodes that the output does not depend on ({', '.join(left[:3])})")
+            self.notes.append(f"left out {len(left)} nodes that the output does not depend on ({listed(left)})")
         return [(i, n) for i, n in numbered if i in needed]
 
     def _take_nodes(self, protos: list[tuple[int, onnx.NodeProto]]) -> None:
@@ -225,7 +233,8 @@ class Graph:
 
     def _connect(self) -> None:
         for node in [n for n in self.nodes if n.op == "Identity" or self._is_identity_cast(n)]:
-            self._bypass(node)
+            if id(node) not in self.refused:
+                self._bypass(node)
         for node in self.nodes:
             for name in dict.fromkeys(node.inputs):
                 if name and name not in self.constants:
@@ -266,6 +275,8 @@ def _node(n: onnx.NodeProto, position: int, opset: int) -> tuple[Node, list[str]
         raise CheckpointError(f"{node}: has no output")
     problems = []
     for a in n.attribute:
+        if not a.name.isidentifier():
+            raise CheckpointError(f"{node}: {shown(a.name)!r} is no name of an attribute")
         try:
             node.attributes[a.name] = _attribute(a, node, schema)
         except UnsupportedError as e:

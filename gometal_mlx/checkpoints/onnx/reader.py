@@ -395,12 +395,15 @@ class _Walk:
         inside = [tensor]
         for op in pattern:
             following = [n for n in self.graph.consumers[inside[-1]] if n.op == op and n not in nodes]
+            following = [n for n in following if id(n) not in self.graph.refused]
             if not following or not following[0].outputs:
                 return None
             nodes.append(following[0])
             inside.append(following[0].outputs[0])
         if any(n.op not in (*ARITHMETIC, "MatMul") and n.inputs[0] not in inside for n in nodes):
             return None  # the data is its limits, its ratio or its shape
+        if any(n.inputs.count(t) > 1 for n in nodes for t in inside):
+            return None  # data added to itself, or multiplied
         uses = [n for t in inside[:-1] for n in self.graph.consumers[t]]
         inputs = [i for n in nodes for i in n.inputs if i and i not in self.graph.constants]
         closed = all(n in nodes for n in uses) and all(i in inside[:-1] for i in inputs)

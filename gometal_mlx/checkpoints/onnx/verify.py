@@ -19,7 +19,7 @@ from ...layers import Model
 
 TOLERANCE = 1e-5  # relative to the largest output; float32 sums in another order differ by about 1e-6
 BATCH_SIZES = (1, 7)
-MAX_NUMBERS = 2**27  # in one activation
+MAX_NUMBERS = 2**25  # in one activation
 
 
 @dataclass(frozen=True)
