@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -13,14 +15,17 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from .._compile import evaluated, tell_if_there_is_no_compiler
 from .._types import FloatArray, number
 from ..errors import TrainingError
-from ..layers import Model
+from ..layers import Model, ModelSpec
+from ..layers._device import on_cpu
 from ..optimizers import Optimizer
 from .config import TrainerConfig
 from .losses import Loss
 
 PREDICT_ROWS = 1024
+CACHED_NUMBERS = 2**20  # 4 MB
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class TrainingStep:
             stored = tree_unflatten([(k, mx.array(v)) for k, v in (carried.accumulated or {}).items()])
             self._state["accumulated"] = stored or zeros
             self._state["rows"] = mx.array(float(carried.waiting[1]))
+        tell_if_there_is_no_compiler()
+        self._tried: set[tuple[int, ...]] = set()  # batch shapes that have been compiled
         self._waiting = carried.waiting[0]
         self._good: tuple[list[tuple[str, mx.array]], int] | None = None
         self._dtype = getattr(mx, config.precision) if config.use_mixed_precision else None
@@ -73,7 +80,10 @@ class TrainingStep:
         self._collect = self._compiled(self._accumulate)
         self._apply = self._compiled(self._apply_accumulated)
         self._closure = self._compiled(self._evaluate)
-        self.forward: Callable[[mx.array], mx.array] = mx.compile(self._evaluation_forward, inputs=[model.state])
+        self._forward: Callable[[mx.array], mx.array] = mx.compile(self._evaluation_forward, inputs=[model.state])
+        self._predict: Callable[[mx.array], mx.array] = mx.compile(
+            lambda x: loss.predictions(self._evaluation_forward(x)), inputs=[model.state]
+        )
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         compiled: Callable[..., Any] = mx.compile(function, inputs=self._everything, outputs=self._everything)
@@ -171,7 +181,19 @@ class TrainingStep:
         Raises: TrainingError if the loss is NaN or infinite (unless the configuration allows it); everything is then as
             it was when the loss was last finite.
         """
-        before = (tree_flatten(self._everything), self._waiting) if self._config.stop_on_nan else None
+        keep = self._config.stop_on_nan or x.shape not in self._tried
+        before = (tree_flatten(self._everything), self._waiting) if keep else None
+        if before is None:
+            return self._advance(x, y, last=last)
+        loss, correct = evaluated(lambda: self._advance(x, y, last=last), lambda: self._put_back(*before))
+        self._tried.add(x.shape)
+        if self._config.stop_on_nan:
+            if not np.isfinite(found := number(loss)):
+                self._go_back(found, before, x)
+            self._good = before  # the state that this finite loss was computed from
+        return loss, correct
+
+    def _advance(self, x: mx.array, y: mx.array, *, last: bool) -> tuple[mx.array, mx.array]:
         if self._optimizer.needs_closure:
             loss, correct = self._minimise(x, y)
         elif self._config.accumulation_steps == 1:
@@ -183,26 +205,24 @@ class TrainingStep:
                 self._apply()
                 self._waiting = 0
         mx.async_eval(self._everything, loss, correct)  # type: ignore[no-untyped-call]
-        if before is not None:
-            if not np.isfinite(found := number(loss)):
-                self._go_back(found, before, x)
-            self._good = before  # the state that this finite loss was computed from
         return loss, correct
 
     def _go_back(self, loss: float, before: tuple[list[tuple[str, mx.array]], int], x: mx.array) -> None:
         """Put the last good state back and raise."""
         bad_input = not bool(mx.all(mx.isfinite(x)))
-        arrays, waiting = before if bad_input or self._good is None else self._good
         rate = self._optimizer.rate
-        for tree, old in zip(self._everything, tree_unflatten(arrays), strict=True):
-            _put(tree, old)
+        self._put_back(*(before if bad_input or self._good is None else self._good))
         self._optimizer.rate = rate
-        self._waiting = waiting
         if bad_input:
             raise TrainingError(f"the loss is {loss}, because the inputs hold NaN or infinity; nothing was changed")
         advice = "lower the learning rate, set gradient_clip_norm, or scale the inputs"
         told = f"the loss is {loss}; the trainer is back where it last was finite; {advice}"
         raise TrainingError(told, 1 if self._good is None else 2)
+
+    def _put_back(self, arrays: list[tuple[str, mx.array]], waiting: int) -> None:
+        for tree, old in zip(self._everything, tree_unflatten(arrays), strict=True):
+            _put(tree, old)
+        self._waiting = waiting
 
     def _minimise(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
         """A step of an optimizer that looks at the loss several times: same mask, and statistics moved once."""
@@ -226,6 +246,20 @@ class TrainingStep:
         rows = float(x.shape[0])
         self._state["totals"] = self._state["totals"] + mx.array([number(loss) * rows, number(correct), rows])
         return loss, correct
+
+    def forward(self, x: mx.array) -> mx.array:
+        """The model's output in evaluation mode, before a trailing softmax; evaluated."""
+
+        def run() -> mx.array:
+            y = self._forward(x)
+            mx.eval(y)
+            return y
+
+        return evaluated(run)
+
+    def predict(self, x: FloatArray) -> FloatArray:
+        """What the loss says the outputs mean (probabilities or values), in evaluation mode."""
+        return in_pieces(self._predict, x, piece_rows(self._model.spec))
 
     @property
     def totals(self) -> list[float]:
@@ -275,10 +309,19 @@ def _put_statistics(model: Model, arrays: list[mx.array]) -> None:
         _put(model, tree_unflatten(list(zip(names, arrays, strict=True))))
 
 
-def in_pieces(function: Callable[[mx.array], mx.array], x: FloatArray) -> FloatArray:
-    """A function of any number of rows, applied to PREDICT_ROWS at a time, so that memory stays bounded."""
-    pieces = (x[i : i + PREDICT_ROWS] for i in range(0, len(x), PREDICT_ROWS))
-    return np.concatenate([np.array(function(mx.array(piece)), np.float32) for piece in pieces])
+def in_pieces(function: Callable[[mx.array], mx.array], x: FloatArray, rows: int) -> FloatArray:
+    """A compiled function of any number of rows, applied to so many at a time, so that memory stays bounded."""
+
+    def run(piece: FloatArray) -> FloatArray:
+        return np.array(function(mx.array(piece)), np.float32)
+
+    return np.concatenate([evaluated(partial(run, x[i : i + rows])) for i in range(0, len(x), rows)])
+
+
+def piece_rows(spec: ModelSpec) -> int:
+    """How many rows to predict at a time: on a CPU so few that the widest layer's output stays in its cache."""
+    widest = max(math.prod(s.output_shape[1:]) for s in spec.layers)
+    return max(16, min(PREDICT_ROWS, CACHED_NUMBERS // widest)) if on_cpu() else PREDICT_ROWS
 
 
 @contextlib.contextmanager

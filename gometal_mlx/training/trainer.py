@@ -28,7 +28,7 @@ from .metrics import MetricAccumulator, resolve_metrics
 from .result import TrainingResult
 from .run import Interrupt, Run, interruptible
 from .schedulers import LRScheduler
-from .step import Carried, TrainingStep, in_pieces
+from .step import Carried, TrainingStep
 
 Data = DataLoader | tuple[npt.ArrayLike, npt.ArrayLike]
 
@@ -297,5 +297,4 @@ class Trainer:
 
         Raises: ShapeError for inputs that do not fit the model.
         """
-        x = self.spec.batch(inputs)
-        return in_pieces(lambda piece: self.loss.predictions(self._step.forward(piece)), x)
+        return self._step.predict(self.spec.batch(inputs))

@@ -30,6 +30,8 @@ OLDEST_READ = 7  # before it broadcasting had other rules
 _UNTYPED = {"kernel_shape": "ints", "strides": "ints", "pads": "ints", "dilations": "ints", "axis": "i", "group": "i"}
 _UNTYPED |= {"alpha": "f", "epsilon": "f", "momentum": "f", "ratio": "f"}
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_WHOLE = [TensorProto.DataType.Value(f"{u}INT{bits}") for u in ("", "U") for bits in (8, 16, 32, 64)]
+_NAMES = dict(zip(TensorProto.DataType.values(), TensorProto.DataType.keys(), strict=True))
 LAYOUT_OPS = ("Identity", "Cast", "Transpose")  # understood by the walk itself
 
 
@@ -292,12 +294,9 @@ def array_of(tensor: TensorProto) -> FloatArray:
         raise UnsupportedError(f"{where}: {told}")
     if any(d < 0 for d in tensor.dims) or (count := math.prod(tensor.dims)) > MAX_ELEMENTS:
         raise CheckpointError(f"{where}: dimensions {list(tensor.dims)} are impossible")
-    try:
-        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    except (KeyError, TypeError) as e:
-        raise CheckpointError(f"{where}: element type {tensor.data_type} is unknown") from e
-    if tensor.data_type in (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128):
-        raise UnsupportedError(f"{where}: texts and complex numbers are no weights")
+    if tensor.data_type not in (*_FLOATS, *_WHOLE, TensorProto.BOOL):
+        raise UnsupportedError(f"{where}: type {_NAMES.get(tensor.data_type, tensor.data_type)} is not read as numbers")
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     if tensor.HasField("raw_data"):
         held = len(tensor.raw_data) // max(kind.itemsize, 1)
         exact = len(tensor.raw_data) == count * kind.itemsize

@@ -1,0 +1,64 @@
+"""What happens where ``mx.compile`` cannot work: everything runs uncompiled, and one warning says why.
+
+On a CPU MLX builds a compiled function with g++ in ``$TMPDIR/mlx`` when it is first evaluated. Without g++ it silently
+does not; with a g++ that fails, or a folder that cannot be written, the evaluation raises RuntimeError.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import mlx.core as mx
+
+T = TypeVar("T")
+SWITCH = "MLX_DISABLE_COMPILE"  # MLX's own
+
+
+def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None) -> T:
+    """``call()``, which calls compiled functions and evaluates what they give.
+
+    Args:
+        undo: puts back what a failed call has changed, before it is made again without compilation.
+    """
+    try:
+        return call()
+    except RuntimeError as e:
+        undo()
+        mx.disable_compile()
+        try:
+            found = call()
+        except RuntimeError:  # it was not the compilation
+            mx.enable_compile()
+            raise e from None
+        _tell(f"compiling failed ({_reason(e)})")
+        return found
+
+
+@functools.cache
+def tell_if_there_is_no_compiler() -> None:
+    """Warn, once, where MLX finds no g++ that runs."""
+    if mx.metal.is_available() or SWITCH in os.environ:
+        return
+    path = shutil.which("g++")
+    if path is None:
+        _tell("there is no g++")
+    elif subprocess.run([path, "--version"], capture_output=True, check=False).returncode:
+        _tell(f"{path} does not run")
+
+
+def _tell(why: str) -> None:
+    advice = f"install g++, set TMPDIR to a folder that can be written, or set {SWITCH}=1 to silence this"
+    warnings.warn(
+        f"MLX runs uncompiled, which takes up to twice as long: {why}; {advice}", RuntimeWarning, stacklevel=2
+    )
+
+
+def _reason(e: RuntimeError) -> str:
+    """What the compiler said, without its long command line; other messages as they are."""
+    return " ".join(str(e).rpartition("the output is: ")[2].split())[:200]

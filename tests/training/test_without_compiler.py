@@ -1,0 +1,106 @@
+"""Where MLX cannot compile: the same numbers, and one warning that says why."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import json, sys, warnings
+import numpy as np
+import gometal_mlx as gm
+
+x = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
+y = np.random.default_rng(1).integers(0, 3, 60)
+found, told = {}, []
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for optimizer in ("Adam", "LBFGS"):
+        spec = gm.ModelBuilder((16, 8)).add_dense(7).add_swish().add_dropout(0.2).add_dense(3).compile()
+        config = gm.TrainerConfig(seed=0, optimizer_type=optimizer, batch_size=16, stop_on_nan=optimizer == "Adam")
+        trainer = gm.ModelTrainer(spec, config)
+        history = trainer.fit((x, y), 3)  # the last batch of an epoch is smaller
+        found[optimizer] = [*(r["loss"] for r in history.records), trainer.evaluate((x, y))["loss"]]
+        found[optimizer] += gm.Predictor(trainer.checkpoint()).predict(x[:2]).reshape(-1).tolist()
+    told = [str(w.message) for w in caught if "uncompiled" in str(w.message)]
+print(json.dumps({"found": found, "told": told}))
+"""
+
+
+def run(**variables: str) -> dict[str, object]:
+    environment = {k: v for k, v in os.environ.items() if k != "MLX_DISABLE_COMPILE"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment | variables, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def compiler(folder: Path, text: str) -> str:
+    """A PATH with a g++ that does this."""
+    folder.mkdir()
+    (folder / "g++").write_text(f"#!/bin/sh\n{text}\n")
+    (folder / "g++").chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def without_gxx(folder: Path) -> str:
+    """A PATH with a shell and nothing else."""
+    folder.mkdir()
+    for name in ("sh", "env", "uname"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    return str(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="on a Mac Metal compiles, without g++")
+@pytest.mark.parametrize("case", ["no compiler", "one that does not run", "one that fails", "no TMPDIR", "a file"])
+def test_everything_runs_uncompiled_with_one_warning(case: str, tmp_path: Path) -> None:
+    if case in ("no TMPDIR", "a file") and shutil.which("g++") is None:
+        pytest.skip("there is no g++ here, so MLX never comes to look at the folder")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()  # so that no kernel of another run is found
+    variables = {"TMPDIR": str(tmp_path / "empty")}
+    if case == "no compiler":
+        told = "there is no g++"
+        variables["PATH"] = without_gxx(tmp_path / "bin")
+    elif case == "one that does not run":
+        told = "does not run"
+        variables["PATH"] = compiler(tmp_path / "bin", "exit 1")
+    elif case == "one that fails":
+        told = "compiling failed (it is broken)"
+        variables["PATH"] = compiler(
+            tmp_path / "bin", 'case "$*" in *--version*) exit 0;; esac; echo it is broken; exit 1'
+        )
+    else:
+        told = "compiling failed (filesystem error"
+        variables["TMPDIR"] = str(tmp_path / ("missing" if case == "no TMPDIR" else "file"))
+    usual, found = run(MLX_DISABLE_COMPILE="1"), run(**variables)
+    assert usual["told"] == []
+    assert len(found["told"]) == 1
+    assert told in found["told"][0]
+    assert "\n" not in found["told"][0]
+    assert found["found"] == usual["found"]  # to the last bit, the step that failed first included
+
+
+def test_an_error_that_is_not_the_compilers_comes_out() -> None:
+    import mlx.core as mx
+
+    from gometal_mlx._compile import evaluated
+
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        raise RuntimeError("something else")
+
+    undone = []
+    with pytest.raises(RuntimeError, match="something else"):
+        evaluated(call, lambda: undone.append(1))
+    assert (len(calls), len(undone)) == (2, 1)
+    traced = []
+    compiled = mx.compile(lambda x: (traced.append(1), x + 1)[1])
+    mx.eval(compiled(mx.ones(3)), compiled(mx.ones(3)))
+    assert len(traced) == 1  # compilation is on again
