@@ -30,6 +30,8 @@ def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None) 
         return call()
     except RuntimeError as e:
         undo()
+        if not compiling():
+            raise
         mx.disable_compile()
         try:
             found = call()
@@ -38,6 +40,20 @@ def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None) 
             raise e from None
         _tell(f"compiling failed ({_reason(e)})")
         return found
+
+
+def compiling() -> bool:
+    """Whether MLX keeps what it has traced; it has no question for that."""
+    traced = []
+
+    def trace(x: mx.array) -> mx.array:
+        traced.append(1)
+        return x + 1
+
+    function = mx.compile(trace)
+    function(mx.zeros(1))
+    function(mx.zeros(1))
+    return len(traced) == 1
 
 
 @functools.cache

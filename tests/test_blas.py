@@ -246,7 +246,8 @@ def test_a_library_that_kills_is_never_trusted(tmp_path: Path, library: str) -> 
     source, deadly = tmp_path / "deadly.cpp", tmp_path / "libdeadly.so"
     source.write_text('extern "C" void cblas_sgemm() { __builtin_trap(); }')
     options = ["-shared", "-fPIC", "-Wl,--no-as-needed", f"-Wl,-rpath,{Path(library).parent}"]
-    subprocess.run(["g++", *options, "-o", deadly, source, library], check=True)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run(["g++", *options, "-o", deadly, source, library], env=environment, check=True)
     status = start(tmp_path, GOMETAL_BLAS=str(deadly), warning="died of SIG")
     assert status["source"] == "mlx"
 

@@ -15,8 +15,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="g++ compiles steps o
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "SECONDS", 0.01)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.delenv("MLX_DISABLE_COMPILE", raising=False)
 
 

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
+
+from gometal_mlx._compile import compiling, evaluated
 
 PROGRAM = """
 import json, sys, warnings
@@ -85,22 +88,18 @@ def test_everything_runs_uncompiled_with_one_warning(case: str, tmp_path: Path) 
     assert found["found"] == usual["found"]  # to the last bit, the step that failed first included
 
 
-def test_an_error_that_is_not_the_compilers_comes_out() -> None:
-    import mlx.core as mx
-
-    from gometal_mlx._compile import evaluated
-
-    calls = []
+@pytest.mark.parametrize("on", [True, False])
+def test_an_error_that_is_not_the_compilers_comes_out(on: bool, compiled: None) -> None:
+    """Compilation is then on or off as it was."""
+    if not on:
+        mx.disable_compile()
+    before, calls, undone = compiling(), [], []
 
     def call() -> None:
         calls.append(1)
         raise RuntimeError("something else")
 
-    undone = []
     with pytest.raises(RuntimeError, match="something else"):
         evaluated(call, lambda: undone.append(1))
-    assert (len(calls), len(undone)) == (2, 1)
-    traced = []
-    compiled = mx.compile(lambda x: (traced.append(1), x + 1)[1])
-    mx.eval(compiled(mx.ones(3)), compiled(mx.ones(3)))
-    assert len(traced) == 1  # compilation is on again
+    assert (len(calls), len(undone)) == (1 + before, 1)
+    assert compiling() == before
