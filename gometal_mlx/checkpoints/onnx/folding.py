@@ -79,8 +79,8 @@ def _reshape(a: dict[str, Any], inputs: list[Any], opset: int) -> Any:
 
 def _cast(a: dict[str, Any], inputs: list[Any], opset: int) -> Any:
     kind = onnx.helper.tensor_dtype_to_np_dtype(a["to"])
-    if kind.kind == "O":
-        raise TypeError("texts are no numbers")
+    if a["to"] not in _FLOAT_KINDS and kind.kind not in "iub":
+        raise TypeError(f"{kind} is not read as numbers")
     if _symbolic(inputs[0]) and kind.kind in "iu":
         return inputs[0]  # a shape in int32 is the same shape
     with np.errstate(all="ignore"):  # as above

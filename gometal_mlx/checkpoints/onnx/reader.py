@@ -348,6 +348,8 @@ class _Walk:
         consumers = self.graph.consumers[place.tensor]
         if len(consumers) != 1 or consumers[0].op != "Transpose" or place.flattened is not None:
             return None
+        if id(consumers[0]) in self.graph.refused:  # of another domain
+            return None
         node, rank = consumers[0], len(place.shape)
         perm = node.attributes.get("perm", list(range(rank))[::-1])
         if sorted(perm) != list(range(rank)) or place.layout[perm[0]] != 0:
