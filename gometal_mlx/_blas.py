@@ -6,9 +6,10 @@ under just those names: ELF files of 500 bytes, without symbols, that need the b
 BLAS through them, and nobody else sees it. (Loading the library RTLD_GLOBAL would be simpler. But the OpenBLAS that
 numpy and that scipy bring would then take hundreds of their kernels from ours, which is of another version.)
 
-The better library is one of the system, or a copy of scipy-openblas32's without the prefix of its symbols. Stubs and
-copy are made once, in the user's cache, and a child process compares MLX with numpy before they are trusted. Whatever
-fails leaves MLX's own BLAS, with the reason in ``STATUS.notes``; ``gometal doctor`` shows it.
+The better library is a copy of scipy-openblas32's without the prefix of its symbols, or, where that cannot be used, one
+of the system: distributions have OpenBLAS versions that are years old and slower (docs/performance.md). Stubs and copy
+are made once, in the user's cache, and a child process compares MLX with numpy before they are trusted. Whatever fails
+leaves MLX's own BLAS, with the reason in ``STATUS.notes``; ``gometal doctor`` shows it.
 """
 
 from __future__ import annotations
@@ -116,15 +117,15 @@ def _candidates(setting: str) -> Iterator[tuple[Source, str]]:
     if setting != "auto":
         yield "path", os.path.abspath(os.path.expanduser(setting))
         return
+    spec = find_spec("scipy_openblas32")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        yield "bundled", os.path.join(folder, "lib", "libscipy_openblas.so")
     multiarch = getattr(sys.implementation, "_multiarch", "")
     folders = [f for f in os.environ.get("LD_LIBRARY_PATH", "").split(":") if os.path.isabs(f)]
     folders += [f"{sys.prefix}/lib", "/usr/local/lib64", "/usr/local/lib"]
     folders += [f"/usr/lib/{multiarch}", "/usr/lib64", "/usr/lib"]
     paths = (os.path.join(folder, name) for name in SYSTEM_NAMES for folder in folders)
     yield from (("system", path) for path in paths if os.path.isfile(path))
-    spec = find_spec("scipy_openblas32")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        yield "bundled", os.path.join(folder, "lib", "libscipy_openblas.so")
 
 
 def _load(source: Source, library: str, notes: list[str]) -> BlasStatus:

@@ -281,14 +281,20 @@ def test_without_patchelf(tmp_path: Path) -> None:
     assert folders(tmp_path) == []
 
 
-def test_the_next_library_is_tried(tmp_path: Path) -> None:
-    """A system library that cannot be used gives way to the bundled one, with a note."""
-    (tmp_path / "libopenblas.so.0").write_text("no library")
-    code = HIDE.replace("and real(path)", f"and real(path) or path == {str(tmp_path / 'libopenblas.so.0')!r}")
-    status = start(tmp_path, code, LD_LIBRARY_PATH=str(tmp_path))
-    assert status["source"] == "bundled"
+def test_the_next_library_is_tried(tmp_path: Path, library: str) -> None:
+    """A bundled library that cannot be used gives way to the system's, with a note."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libscipy_openblas.so").write_text("no library")
+    system = tmp_path / "libopenblas.so.0"
+    shutil.copy(library, system)
+    code = HIDE.replace("and real(path)", f"and real(path) or path == {str(system)!r}")
+    broken = f"types.SimpleNamespace(submodule_search_locations=[{str(tmp_path)!r}])"
+    code += "import importlib.util, types\nfound = importlib.util.find_spec\n"
+    code += f"importlib.util.find_spec = lambda name: {broken} if name == 'scipy_openblas32' else found(name)\n"
+    status = start(tmp_path / "cache", code, LD_LIBRARY_PATH=str(tmp_path))
+    assert (status["source"], status["path"]) == ("system", str(system))
     assert len(status["notes"]) == 1
-    assert str(tmp_path) in status["notes"][0]
+    assert "libscipy_openblas.so" in status["notes"][0]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path, library: str) -> None:

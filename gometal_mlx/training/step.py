@@ -25,7 +25,7 @@ from .config import TrainerConfig
 from .losses import Loss
 
 PREDICT_ROWS = 1024
-CACHED_NUMBERS = 2**20  # 4 MB
+CACHED_NUMBERS = 2**19  # 2 MB: what is made of it, columns of a convolution too, then stays in a processor's cache
 
 
 @dataclass(frozen=True)
