@@ -1,4 +1,4 @@
-"""Run every benchmark of this folder and gather what they say in results.md.
+"""Run every benchmark of this folder and gather what they say in results.md and results.json.
 
 A benchmark is a module with a ``main()`` that measures, writes its own .md and .json, and returns the Markdown.
 """
@@ -6,14 +6,13 @@ A benchmark is a module with a ``main()`` that measures, writes its own .md and 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = (
-    "async_save",
-    "json_codec",
-)  # one name a module; scripts that look for faults (fuzz_json, ...) are no benchmarks
+# one name a module; scripts that look for faults (fuzz_json, ...) are no benchmarks
+BENCHMARKS = ("step_time", "inference_time", "scaling", "formats", "json_codec", "async_save")
 
 
 def main() -> None:
@@ -25,7 +24,9 @@ def main() -> None:
         parts.append(importlib.import_module(name).main())
         print(parts[-1])
     (FOLDER / "results.md").write_text("\n".join(parts))
-    print(f"{FOLDER / 'results.md'}: written")
+    found = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in BENCHMARKS}
+    (FOLDER / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{FOLDER / 'results.md'}, {FOLDER / 'results.json'}: written")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def tell_if_there_is_no_compiler() -> None:
 def _tell(why: str) -> None:
     advice = f"install g++, set TMPDIR to a folder that can be written, or set {SWITCH}=1 to silence this"
     warnings.warn(
-        f"MLX runs uncompiled, which takes up to twice as long: {why}; {advice}", RuntimeWarning, stacklevel=2
+        f"MLX runs uncompiled, which takes up to three times as long: {why}; {advice}", RuntimeWarning, stacklevel=2
     )
 
 
