@@ -350,21 +350,28 @@ def test_an_async_file_is_of_the_moment_it_was_asked_for(tmp_path):
         assert all(np.array_equal(a, w.data) for a, w in zip(expected, gm.load(path).weights, strict=True))
 
 
-def test_many_saves_leave_few_files_and_no_memory(tmp_path):
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_thousand_saves_leave_few_files_and_no_memory(tmp_path, thread):
     import psutil
 
     t = trainer()
     process = psutil.Process(os.getpid())
-    with manager(t, tmp_path, max_checkpoints=5, format="SAFETENSORS") as m:
-        for i in range(100):
+    with manager(t, tmp_path, max_checkpoints=5, format="SAFETENSORS", async_save=thread) as m:
+        for i in range(1000):
             m.save_checkpoint(i, i, 0.1, 0.5)
-        before = process.memory_info().rss
-        for i in range(100, 400):
-            m.save_checkpoint(i, i, 0.1, 0.5)
+            if i % 100 == 50:
+                assert m.save_best_checkpoint(i, i, 1 / (i + 1), 0.5)
+            if i == 100:
+                before = process.memory_info().rss
+        m.wait()
         grown = process.memory_info().rss - before
-        assert [e.epoch for e in m.list()] == [399, 398, 397, 396, 395]
-    assert len(files(tmp_path)) == 5
-    assert grown < 10 * 2**20  # 300 leaked checkpoints of this model would be more than that
+        assert [(e.epoch, e.kind) for e in m.list()] == [
+            *((i, "periodic") for i in (999, 998, 997, 996, 995)), (950, "best"),
+        ]  # fmt: skip
+        for entry in m.list():
+            m.folder.check(entry)
+    assert len(files(tmp_path)) == 6
+    assert grown < 10 * 2**20  # 900 leaked checkpoints of this model would be more than that
 
 
 @pytest.mark.parametrize(
