@@ -175,13 +175,13 @@ class CheckpointManager(Callback):
         return self.folder.newest_first()
 
     def latest(self) -> Path | None:
-        """The file of the latest step; None if there is none."""
-        return next((self.folder.path / e.name for e in self.list()), None)
+        """The file of the latest step that is still there; None if there is none."""
+        return next((path for e in self.list() if (path := self.folder.path / e.name).exists()), None)
 
     def best(self) -> Path | None:
-        """The file of the best epoch; None if there is none."""
-        found = [e for e in self.folder.entries if e.kind == "best"]
-        return self.folder.path / min(found, key=self._badness).name if found else None
+        """The file of the best epoch that is still there; None if there is none."""
+        found = self._best_first()
+        return self.folder.path / found[0].name if found else None
 
     def wait(self) -> None:
         """Wait for a file that is being written; raises (or warns of) what went wrong there."""
@@ -253,7 +253,7 @@ class CheckpointManager(Callback):
             value = loss
         else:
             value = monitored(metrics, self.config.monitor, "CheckpointManager")[1]
-        kept = sorted((e for e in self.folder.entries if e.kind == "best"), key=self._badness)
+        kept = self._best_first()
         candidate = Entry("", "best", epoch, step, "", 0, value)
         if not math.isfinite(value):
             return False
@@ -266,6 +266,11 @@ class CheckpointManager(Callback):
         if self.config.best_by_either:
             self._best_loss, self._best_accuracy = min(loss, self._best_loss), max(accuracy, self._best_accuracy)
         return True
+
+    def _best_first(self) -> Entries:
+        """The best files that nobody has removed by hand."""
+        found = [e for e in self.folder.entries if e.kind == "best" and (self.folder.path / e.name).exists()]
+        return sorted(found, key=self._badness)
 
     def _badness(self, entry: Entry) -> float:
         if entry.metric is None or not math.isfinite(entry.metric):

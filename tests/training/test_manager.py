@@ -350,6 +350,18 @@ def test_an_async_file_is_of_the_moment_it_was_asked_for(tmp_path):
         assert all(np.array_equal(a, w.data) for a, w in zip(expected, gm.load(path).weights, strict=True))
 
 
+def test_a_best_file_that_was_removed_by_hand_counts_no_more(tmp_path):
+    with manager(trainer(), tmp_path) as m:
+        assert m.save_best_checkpoint(1, 1, 0.1, 0.5)
+        assert not m.save_best_checkpoint(2, 2, 0.2, 0.5)
+        m.best().unlink()
+        assert m.best() is None
+        assert m.latest() is None
+        assert m.save_best_checkpoint(3, 3, 0.3, 0.5)
+        assert m.best().exists()
+        assert m.latest() == m.best()
+
+
 @pytest.mark.parametrize("thread", [False, True])
 def test_a_thousand_saves_leave_few_files_and_no_memory(tmp_path, thread):
     import psutil
