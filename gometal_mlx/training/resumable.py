@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from mlx.utils import tree_flatten
 
-from .._types import f32, number
+from .._types import Copy, copied, f32, number
 from ..checkpoints import (
     Checkpoint,
     CheckpointMetadata,
@@ -73,13 +73,21 @@ class ResumableTrainer(Trainer):
     @property
     def optimizer_state(self) -> OptimizerState | None:
         """A copy of the optimizer's state in go-metal's names; None for one (L-BFGS) that go-metal cannot store."""
+        return self._optimizer_state(copied)
+
+    def _optimizer_state(self, copy: Copy) -> OptimizerState | None:
         if not self.optimizer.in_go_metal:
             return None
-        tensors = [OptimizerTensor(n, (a.size,), a, kind) for n, kind, a in self.optimizer.saved_tensors(self._slots())]
+        saved = self.optimizer.saved_tensors(self._slots(), copy)
+        tensors = [OptimizerTensor(n, (a.size,), a, kind) for n, kind, a in saved]
         return OptimizerState(self.optimizer.json_type, self.optimizer.saved_parameters(), tensors)
 
-    def checkpoint(self, description: str = "", tags: Sequence[str] = ()) -> Checkpoint:
-        """Everything needed to go on from here, as numpy copies that later steps do not touch."""
+    def checkpoint(self, description: str = "", tags: Sequence[str] = (), *, copy: Copy = copied) -> Checkpoint:
+        """Everything needed to go on from here, as numpy copies that later steps do not touch.
+
+        Args:
+            copy: makes them; a Buffers uses the memory of its last copies again.
+        """
         best_loss = f32(self.best_loss) if math.isfinite(self.best_loss) else UNKNOWN_BEST_LOSS
         state = TrainingState(self.epoch, self.step, self.learning_rate, best_loss, f32(self.best_accuracy), self.step)
         run = self._run or self._pending
@@ -97,11 +105,11 @@ class ResumableTrainer(Trainer):
             callbacks=run.callback_states() if run else [],
             stopping=self.should_stop if run else False,
         )
-        weights, metadata = extract_weights(self.model), CheckpointMetadata.now(description, tags)
+        weights, metadata = extract_weights(self.model, copy), CheckpointMetadata.now(description, tags)
         spec = with_statistics(self.spec, weights)
         about = {"info": self.info} if self.info else {}
-        extras = copy.deepcopy(saved.to_extras() | about)  # history and callbacks change while a thread writes
-        return Checkpoint(spec, weights, state, self.optimizer_state, metadata, extras)
+        extras = deepcopy(saved.to_extras() | about)  # history and callbacks change while a thread writes
+        return Checkpoint(spec, weights, state, self._optimizer_state(copy), metadata, extras)
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write a checkpoint in the format the suffix names; see ``checkpoints.save``."""
@@ -143,7 +151,7 @@ class ResumableTrainer(Trainer):
         run = RunState.from_extras(checkpoint.extras)
         optimizer = self._new_optimizer()
         live = self._restore_optimizer(optimizer, checkpoint, run, reset_optimizer)
-        scheduler = copy.deepcopy(self.scheduler)
+        scheduler = deepcopy(self.scheduler)
         ignored = [f"config.{name} (unknown)" for name in (run.unknown if run else ())]
         if run and run.scheduler and not scheduler:
             ignored.append("scheduler state (the trainer has no schedule)")
