@@ -109,6 +109,17 @@ def test_an_external_name_that_is_no_text(path: Path) -> None:
     refused(path, "UTF-8", external_data=True)
 
 
+def test_a_tensor_that_is_here_and_elsewhere(path: Path) -> None:
+    """onnxruntime takes what is here."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        proto.graph.initializer[0].external_data.add(key="location", value="w.bin")
+
+    (path.parent / "w.bin").write_bytes(bytes(48))
+    for external_data in (False, True):
+        refused(saved(DENSE, path, change), "'w'", "names another file", external_data=external_data)
+
+
 def doubled(times: int) -> str:
     nodes = [f"Concat t{i} t{i} > t{i + 1}" for i in range(times)]
     return " | ".join([*nodes, f"Mul x t{times} > y"])

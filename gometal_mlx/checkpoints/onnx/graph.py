@@ -289,7 +289,9 @@ def _node(n: onnx.NodeProto, position: int, opset: int) -> tuple[Node, list[str]
 def array_of(tensor: TensorProto) -> FloatArray:
     """A tensor's numbers, checked against its dimensions before any memory is spent on them."""
     where = f"tensor {tensor.name!r}"
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+    if tensor.external_data and tensor.data_location != TensorProto.EXTERNAL:
+        raise CheckpointError(f"{where}: names another file, but says that its data is here")
+    if tensor.data_location == TensorProto.EXTERNAL:
         told = "its data lies in another file; load(path, external_data=True) reads that, too"
         raise UnsupportedError(f"{where}: {told}")
     if any(d < 0 for d in tensor.dims) or (count := math.prod(tensor.dims)) > MAX_ELEMENTS:
@@ -322,7 +324,7 @@ def take_in(proto: onnx.ModelProto, folder: Path) -> None:
     Raises: CheckpointError for a file that is not plainly inside the folder, or too short.
     """
     for tensor in proto.graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        if tensor.data_location == TensorProto.EXTERNAL:
             raw = _external_bytes(tensor, folder)
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
