@@ -18,6 +18,7 @@ import mlx.core as mx
 
 T = TypeVar("T")
 SWITCH = "MLX_DISABLE_COMPILE"  # MLX's own
+_told: list[str] = []  # the one reason that was given
 
 
 def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None) -> T:
@@ -36,6 +37,7 @@ def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None) 
         try:
             found = call()
         except RuntimeError:  # it was not the compilation
+            undo()
             mx.enable_compile()
             raise e from None
         _tell(f"compiling failed ({_reason(e)})")
@@ -64,11 +66,22 @@ def tell_if_there_is_no_compiler() -> None:
     path = shutil.which("g++")
     if path is None:
         _tell("there is no g++")
-    elif subprocess.run([path, "--version"], capture_output=True, check=False).returncode:
+    elif not _runs(path):
         _tell(f"{path} does not run")
 
 
+def _runs(program: str) -> bool:
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
+
+
 def _tell(why: str) -> None:
+    if _told:
+        return
+    _told.append(why)
     advice = f"install g++, set TMPDIR to a folder that can be written, or set {SWITCH}=1 to silence this"
     warnings.warn(
         f"MLX runs uncompiled, which takes up to three times as long: {why}; {advice}", RuntimeWarning, stacklevel=2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import secrets
@@ -75,13 +76,17 @@ class ChecksummedFile(io.RawIOBase):
         return f"{CHECKSUM}:{self._hash.hexdigest()}"
 
 
-def checksum(path: Path) -> str:
-    """``xxh3_128:`` and the XXH3 hash of a file's bytes, in hexadecimal; it finds damage, not malice."""
-    digest = xxhash.xxh3_128()
+def checksum(path: Path, kind: str = CHECKSUM) -> str:
+    """``xxh3_128:`` and the XXH3 hash of a file's bytes, in hexadecimal; it finds damage, not malice.
+
+    Args:
+        kind: ``sha256`` for files that a manifest of version 1 names.
+    """
+    digest = hashlib.sha256() if kind == "sha256" else xxhash.xxh3_128()
     with path.open("rb", buffering=0) as file:
         while block := file.read(_CHUNK):
             digest.update(block)
-    return f"{CHECKSUM}:{digest.hexdigest()}"
+    return f"{kind}:{digest.hexdigest()}"
 
 
 def _flush(path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +21,7 @@ from .go_time import go_time
 
 ZERO_TIME = "0001-01-01T00:00:00Z"  # Go's zero time; every file of go-metal's CheckpointManager carries it
 EXTRAS_VERSION = 1
+MAX_DEPTH = 100  # of maps and lists among the extras
 ARRAY_MARK = "float32"  # key of an array among the extras: its shape
 EXTRAS_KEY = "gometal_mlx"  # the one top-level key that go-metal does not know, and so ignores
 
@@ -139,10 +141,11 @@ class Checkpoint:
         Every format keeps it; in ONNX each name is an entry of ``metadata_props``.
         """
         found = self.extras.get("info", {})
-        return found if isinstance(found, dict) else {}
+        return MappingProxyType(found if isinstance(found, dict) else {})
 
     @info.setter
     def info(self, values: Mapping[str, Any]) -> None:
+        check_extras({"info": values})
         self.extras["info"] = dict(values)
 
     def validate(self) -> None:
@@ -164,8 +167,7 @@ class Checkpoint:
                     f"{where}: shape {tuple(t.shape)} needs {elements(t.shape)} numbers, data has {t.data.size}"
                 )
             check_finite(t.data, where)
-        for where, data in extra_arrays(self.extras):
-            check_finite(data, where)
+        check_extras(self.extras)
         for name in ("learning_rate", "best_loss", "best_accuracy"):
             if not fits_float32(value := getattr(self.training_state, name)):
                 raise CheckpointError(f"training_state.{name}: a finite float32 is needed, got {value}")
@@ -188,6 +190,41 @@ def extra_arrays(value: Any, name: str = EXTRAS_KEY) -> Iterator[tuple[str, Floa
     elif isinstance(value, list | tuple):
         for i, v in enumerate(value):
             yield from extra_arrays(v, f"{name}/{i}")
+
+
+def check_extras(value: Any, name: str = EXTRAS_KEY, depth: int = 0) -> None:
+    """Raise CheckpointError naming what among the extras no file could hold: not JSON values and float32 arrays."""
+    if depth > MAX_DEPTH:
+        raise CheckpointError(f"{name[:80]}: more than {MAX_DEPTH} levels deep, or within itself")
+    if depth == 0 and not isinstance(value.get("info", {}), Mapping):
+        raise CheckpointError(f"{name}/info: a map of names is needed, got {value['info']!r:.60}")
+    if isinstance(value, Mapping):
+        for k, v in value.items():
+            if not isinstance(k, str) or not _is_text(k):
+                raise CheckpointError(f"{name}: the key {k!r:.60} is no text; JSON needs one")
+            check_extras(v, f"{name}/{k}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for i, v in enumerate(value):
+            check_extras(v, f"{name}/{i}", depth + 1)
+    else:
+        _check_extra(value, name)
+
+
+def _check_extra(value: Any, name: str) -> None:
+    if isinstance(value, np.ndarray):
+        if value.dtype != np.float32 or not value.dtype.isnative:
+            raise CheckpointError(f"{name}: an array of {value.dtype}; convert it to float32, or to a list")
+        check_finite(value, name)
+    elif isinstance(value, str):
+        if not _is_text(value):
+            raise CheckpointError(f"{name}: {value!r:.60} is no text that UTF-8 can hold")
+    elif not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating | None):
+        raise CheckpointError(f"{name}: a JSON value or a float32 array is needed, got {type(value).__name__}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it: half a surrogate pair it cannot."""
+    return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def elements(shape: Sequence[int]) -> int:

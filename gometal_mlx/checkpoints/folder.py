@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, GoMetalError
-from .atomic import checksum, replacing
+from .atomic import CHECKSUM, checksum, replacing
 from .checkpoint import Checkpoint
 from .formats import FORMATS, load
 
@@ -177,7 +177,7 @@ class CheckpointFolder:
         try:
             size, found = path.stat().st_size, None
             if size == entry.size:
-                found = checksum(path)
+                found = checksum(path, entry.checksum.partition(":")[0])
         except OSError as e:
             raise CheckpointError(f"{path}: cannot be read: {e.strerror or e}") from e
         if found != entry.checksum:
@@ -219,8 +219,10 @@ class CheckpointFolder:
             if (kind := self._kind(path.name)) is None:
                 continue
             try:
-                state = load(path).training_state
-                entry = Entry(path.name, kind, state.epoch, state.step, checksum(path), path.stat().st_size)
+                checkpoint = load(path)
+                state, metric = checkpoint.training_state, checkpoint.extras.get("monitored")
+                metric = float(metric) if isinstance(metric, int | float) else None
+                entry = Entry(path.name, kind, state.epoch, state.step, checksum(path), path.stat().st_size, metric)
             except (GoMetalError, OSError):
                 continue
             found.append(entry)
@@ -236,13 +238,19 @@ class CheckpointFolder:
         return known or ("periodic" if self.pattern == ANY and not stem.startswith(".") else None)
 
 
+def _known(checksum: Any) -> bool:
+    return isinstance(checksum, str) and checksum.partition(":")[0] in (CHECKSUM, "sha256")
+
+
 def _entries(value: Any) -> Iterator[Entry]:
     if value["version"] > MANIFEST_VERSION:
         raise ValueError(f"written by a newer gometal_mlx, version {value['version']}")
     for item in value["files"]:
+        if value["version"] == 1:
+            item["checksum"] = f"sha256:{item.pop('sha256')}"
         entry = Entry(**item)
         plain = entry.name == Path(entry.name).name and entry.name not in ("", ".", "..", MANIFEST, LOCK)
         counts = all(isinstance(v, int) and v >= 0 for v in (entry.epoch, entry.step, entry.size))
-        if not plain or not counts or entry.kind not in KINDS or not isinstance(entry.checksum, str):
+        if not plain or not counts or entry.kind not in KINDS or not _known(entry.checksum):
             raise ValueError(f"{item!r:.100} is no entry")
         yield entry

@@ -129,8 +129,10 @@ def load(path: Path, *, tolerant: bool = False) -> Checkpoint:
 
     value, _ = decode(lambda: io.BytesIO(metadata[METADATA_KEY].encode()), f"{path}: __metadata__")
     checkpoint = json_reader.from_value(value, f"{path}: __metadata__", arrays)
-    stored = metadata.get(CHECKSUM_KEY)
-    if stored is not None and stored != _checksum(metadata[METADATA_KEY], {n: tensors[n] for n in used}):
+    stored = metadata.get(CHECKSUM_KEY, "")
+    if stored and not stored.startswith(f"{CHECKSUM}:"):
+        checkpoint.notes.append(f"its checksum is of an unknown kind ({stored[:20]}) and was not checked")
+    elif stored and stored != _checksum(metadata[METADATA_KEY], {n: tensors[n] for n in used}):
         told = f"damaged, or changed by another tool: its content does not have the {CHECKSUM_KEY} of its metadata"
         if not tolerant:
             raise CheckpointError(f"{path}: {told}")

@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if wrong := [k for k in options if (k in ONNX_OPTIONS.split()) != onnx]:
         needed = "an .onnx" if not onnx else "a .json or .safetensors"
         raise CheckpointError(f"{args.output}: the option for {wrong[0]!r} needs {needed} file as output")
+    if "read_external" in given and format_of(args.input) != CheckpointFormat.ONNX:
+        raise CheckpointError(f"{args.input}: --read-external needs an .onnx file as input")
     checkpoint = load(args.input, **({"external_data": True} if "read_external" in given else {}))
     report = save(checkpoint, args.output, **options)
     for note in checkpoint.notes:

@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report as text or JSON."""
     found = report(load(args.file, tolerant=True), file_bytes=Path(args.file).stat().st_size)
-    print(json.dumps(found, indent=2) if args.json else _text(args.file, found))
+    print(json.dumps(found, indent=2, default=lambda v: v.tolist()) if args.json else _text(args.file, found))
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy.typing as npt
 
+from .._compile import tell_if_there_is_no_compiler
 from .._types import FloatArray
 from ..checkpoints import Checkpoint, load
 from ..errors import naming
@@ -50,6 +51,7 @@ class Predictor:
         code = LossFunction.of(loss_function, "Predictor.loss_function")
         self._loss = LOSSES[int(code)](self.spec.output_shape)
         run_model = self.model.logits if self._loss.uses_logits else self.model
+        tell_if_there_is_no_compiler()
         self._forward = mx.compile(lambda x: self._loss.predictions(run_model(x)), inputs=[self.model.state])
 
     @property

@@ -289,6 +289,8 @@ class CheckpointManager(Callback):
         self.folder.open()
         checkpoint = self.trainer.checkpoint(description, [f"epoch_{epoch}"], copy=self._copy)
         checkpoint.training_state.epoch, checkpoint.training_state.step = epoch, step
+        if value is not None:
+            checkpoint.extras["monitored"] = value  # by which a folder without its manifest knows the best
         checkpoint.extras["metrics"] = {k: v for k, v in metrics.items() if v is not None and math.isfinite(v)}
         path = self.folder.path / f"{stem}{self._suffix}"
         if self._worker is None:

@@ -23,7 +23,7 @@ from ..checkpoints import (
     load,
     save,
 )
-from ..checkpoints.checkpoint import with_statistics
+from ..checkpoints.checkpoint import check_extras, with_statistics
 from ..checkpoints.folder import ANY, CheckpointFolder
 from ..errors import CheckpointError, naming
 from ..layers import Model
@@ -107,6 +107,7 @@ class ResumableTrainer(Trainer):
         )
         weights, metadata = extract_weights(self.model, copy), CheckpointMetadata.now(description, tags)
         spec = with_statistics(self.spec, weights)
+        check_extras({"info": self.info})
         about = {"info": self.info} if self.info else {}
         extras = deepcopy(saved.to_extras() | about)  # history and callbacks change while a thread writes
         return Checkpoint(spec, weights, state, self._optimizer_state(copy), metadata, extras)
@@ -173,7 +174,7 @@ class ResumableTrainer(Trainer):
         self.best_loss = math.inf if state.best_loss in (0, UNKNOWN_BEST_LOSS) else state.best_loss
         self.best_accuracy, self._step = state.best_accuracy, step
         self.base_learning_rate = optimizer.rate if run is None and scheduler is None else self.base_learning_rate
-        self._pending, self.info = None, dict(checkpoint.info)
+        self._pending, self.info = None, deepcopy(dict(checkpoint.info)) or self.info
         if run is not None:
             self.best_loss, self.best_accuracy, self.history = run.best_loss, run.best_accuracy, History(run.history)
             self.base_learning_rate = run.base_learning_rate

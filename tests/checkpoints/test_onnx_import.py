@@ -72,6 +72,14 @@ def assert_imported(g: Graph, layers: str, path: Path, *, nhwc: bool = False, ou
     return c
 
 
+def test_edge_cases_of_a_fixed_batch_are_judged_together(path: Path) -> None:
+    """Of zeros the output is nearly 0, so that rounding is all of it; other rows say how large outputs are."""
+    w1, b1, w2 = normal(64, 32), normal(32, seed=1), normal(32, 8, seed=2)
+    b2 = -(np.maximum(b1, 0) @ w2)
+    assert_imported(Graph("Gemm x w b > h | Relu h > r | Gemm r v c > y", {"w": w1, "b": b1, "v": w2, "c": b2}, (64,),
+        batch=1), "Dense ReLU Dense", path)  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------------ channels last
 
 K, CB, KERNEL5 = normal(5, 3, 3, 3, seed=1), normal(5, 1, 1, seed=2), normal(4, 5, 2, 2, seed=3)

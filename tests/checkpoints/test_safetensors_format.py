@@ -263,3 +263,12 @@ def test_save_returns_the_checksum_of_the_file(path: Path) -> None:
         made = save(full_checkpoint(), path.with_suffix(suffix))
         assert made == checksum(path.with_suffix(suffix))
         assert made == f"xxh3_128:{xxhash.xxh3_128_hexdigest(path.with_suffix(suffix).read_bytes())}"
+
+
+def test_a_checksum_of_another_kind_is_noted(path: Path) -> None:
+    c = small_checkpoint()
+    metadata = {**metadata_of(c, path), "gometal_mlx_checksum": "blake9:00"}
+    save_file(load_file(path), path, metadata=metadata)
+    read = load(path)
+    assert_same(c, read)
+    assert any("unknown kind (blake9:00)" in n for n in read.notes)

@@ -165,6 +165,19 @@ def test_convert_without_extras(run: Any, files: dict[str, Path], tmp_path: Path
     assert gm.load(tmp_path / "m.json").extras == {}
 
 
+def test_convert_reads_weights_beside_onnx_files_only(run: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    result = run("convert", files[".json"], tmp_path / "m.onnx", "--read-external")
+    assert result.code == 1
+    assert "--read-external needs an .onnx file" in result.err
+
+
+def test_inspect_prints_arrays_among_the_info(run: Any, checkpoint: gm.Checkpoint, tmp_path: Path) -> None:
+    checkpoint.info = {"mean": np.array([0.5, 0.25], np.float32)}
+    gm.save(checkpoint, tmp_path / "m.json")
+    found = json.loads(run("inspect", "--json", tmp_path / "m.json").out)
+    assert found["info"] == {"mean": [0.5, 0.25]}
+
+
 @pytest.mark.parametrize(("output", "option"), [("m.json", "--softmax"), ("m.onnx", "--no-extras")])
 def test_convert_refuses_options_of_another_format(
     run: Any, files: dict[str, Path], tmp_path: Path, output: str, option: str

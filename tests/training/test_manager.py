@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -437,3 +438,33 @@ def test_the_memory_of_a_background_save_is_used_again(tmp_path):
             for a, b in zip(checkpoint.tensors(), saved.tensors(), strict=True):
                 assert a[0] == b[0]
                 assert a[1].data.tobytes() == b[1].data.tobytes()
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("manifest", ["version 1", "none"])
+def test_the_best_files_stay_the_best(tmp_path, manifest, keep):
+    """With a manifest that an older version wrote, and without any."""
+    with manager(trainer(), tmp_path, keep_best=keep) as m:
+        for epoch, loss in ((1, 0.3), (2, 0.1)):
+            m.save_best_checkpoint(epoch, epoch, loss, 0.5)
+        names = {e.name for e in m.list()}
+    path = tmp_path / MANIFEST
+    if manifest == "none":
+        path.unlink()
+    else:
+        value = json.loads(path.read_text())
+        value["version"] = 1
+        for item in value["files"]:
+            del item["checksum"]
+            item["sha256"] = hashlib.sha256((tmp_path / item["name"]).read_bytes()).hexdigest()
+        path.write_text(json.dumps(value))
+    with manager(trainer(), tmp_path, keep_best=keep) as m:
+        assert {e.name for e in m.list()} == names
+        assert sorted(e.metric for e in m.list()) == ([0.1] if keep == 1 else [0.1, 0.3])
+        assert not m.save_best_checkpoint(3, 3, 0.9, 0.5)
+        if manifest != "none":
+            data = bytearray(m.best().read_bytes())
+            data[-20] ^= 1
+            m.best().write_bytes(data)
+            with pytest.raises(CheckpointError, match="its checksum differs"):
+                m.folder.check(next(e for e in m.list() if e.metric == 0.1))

@@ -59,7 +59,9 @@ def without_gxx(folder: Path) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="on a Mac Metal compiles, without g++")
-@pytest.mark.parametrize("case", ["no compiler", "one that does not run", "one that fails", "no TMPDIR", "a file"])
+@pytest.mark.parametrize(
+    "case", ["no compiler", "one that does not run", "no program", "one that fails", "no TMPDIR", "a file"]
+)
 def test_everything_runs_uncompiled_with_one_warning(case: str, tmp_path: Path) -> None:
     if case in ("no TMPDIR", "a file") and shutil.which("g++") is None:
         pytest.skip("there is no g++ here, so MLX never comes to look at the folder")
@@ -72,6 +74,10 @@ def test_everything_runs_uncompiled_with_one_warning(case: str, tmp_path: Path) 
     elif case == "one that does not run":
         told = "does not run"
         variables["PATH"] = compiler(tmp_path / "bin", "exit 1")
+    elif case == "no program":
+        told = "does not run"
+        variables["PATH"] = compiler(tmp_path / "bin", "")
+        (tmp_path / "bin" / "g++").write_bytes(b"\0no program")
     elif case == "one that fails":
         told = "compiling failed (it is broken)"
         variables["PATH"] = compiler(
@@ -101,5 +107,22 @@ def test_an_error_that_is_not_the_compilers_comes_out(on: bool, compiled: None) 
 
     with pytest.raises(RuntimeError, match="something else"):
         evaluated(call, lambda: undone.append(1))
-    assert (len(calls), len(undone)) == (1 + before, 1)
+    assert len(calls) == len(undone) == 1 + before  # put back after each
     assert compiling() == before
+
+
+def test_a_predictor_alone_warns_as_well(tmp_path: Path) -> None:
+    program = """
+import warnings
+import gometal_mlx as gm
+from gometal_mlx.checkpoints import extract_weights
+spec = gm.ModelBuilder((2, 3)).add_dense(2).compile()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    gm.Predictor(gm.Checkpoint(spec, extract_weights(gm.Model(spec, seed=0)))).predict([[1, 2, 3]])
+print(sum("there is no g++" in str(w.message) for w in caught))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "MLX_DISABLE_COMPILE"}
+    environment["PATH"] = without_gxx(tmp_path / "bin")
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == ("1\n" if sys.platform == "linux" else "0\n")

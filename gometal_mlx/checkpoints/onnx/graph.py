@@ -22,7 +22,7 @@ from ...layers.spec import MAX_ELEMENTS
 from .folding import FOLDED, fold
 from .writer import NEWEST_OPSET
 
-MAX_NODES = 10_000
+MAX_NODES = 2_000
 MAX_RANK, MAX_BATCH = 8, 2**24
 SPARE_NUMBERS, GROWTH = 2**20, 8  # constants that may be computed: so many, and times those that the file holds
 OLDEST_READ = 7  # before it broadcasting had other rules

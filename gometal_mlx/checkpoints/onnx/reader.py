@@ -19,12 +19,12 @@ from ...layers import Layer, Model, ModelSpec
 from ...layers.base import LAYERS
 from ...layers.spec import usable_name
 from .. import json_reader
-from ..checkpoint import Checkpoint, CheckpointMetadata, TrainingState, WeightTensor, check_finite
+from ..checkpoint import Checkpoint, CheckpointMetadata, TrainingState, WeightTensor, check_extras, check_finite
 from ..go_json import decode
 from .folding import BATCH
 from .graph import Graph, Node, array_of, check_texts, shown, take_in
 from .verify import compare
-from .writer import METADATA_KEY, OPTIONS_KEY, ExportOptions, build
+from .writer import METADATA_KEY, OPTIONS_KEY, ExportOptions, build, texts
 
 GOMETAL = "go-metal"
 MAX_TOLD = 30  # problems in one message
@@ -78,7 +78,11 @@ def _checked(
 
 def _read(proto: onnx.ModelProto, where: str, *, finite: bool) -> tuple[Checkpoint, dict[str, Any]]:
     if (stored := _stored(proto, where, finite=finite)) is not None and (spec := _exported(proto, stored)) is not None:
-        return replace(stored, model_spec=spec), {}
+        kept = replace(stored, model_spec=spec)
+        if {p.key: p.value for p in proto.metadata_props if p.key in stored.info} != texts(stored.info):
+            kept.info = _info(proto)
+            kept.notes.append("its metadata_props were changed by another tool; info holds what they say now")
+        return kept, {}
     graph = Graph.read(proto)
     notes = graph.notes
     walk = _Walk(graph, proto.producer_name == GOMETAL, notes)
@@ -459,13 +463,20 @@ def _info(proto: onnx.ModelProto) -> dict[str, Any]:
     """What the file's author says about the model: lists and maps from JSON, all else as text."""
     found: dict[str, Any] = {}
     for p in proto.metadata_props:
+        if p.key in (METADATA_KEY, OPTIONS_KEY):
+            continue
         found[p.key] = p.value
         if p.value[:1] in ("[", "{"):
             try:
-                found[p.key], _ = decode(lambda value=p.value: io.BytesIO(value.encode()), p.key)  # type: ignore[misc]
-            except GoMetalError:
-                continue  # a Python literal, as some write
+                found[p.key] = json.loads(p.value, parse_constant=_no_number)
+                check_extras({"info": found})  # not too deep
+            except (ValueError, RecursionError):
+                found[p.key] = p.value  # a Python literal, as some write
     return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _exported(proto: onnx.ModelProto, stored: Checkpoint) -> ModelSpec | None:

@@ -193,7 +193,7 @@ def build(model: Model, checkpoint: Checkpoint, options: ExportOptions = DEFAULT
         tensor = graph.layer(layer, layer_spec.input_shape, tensor)
     graph.finish(tensor)
     described = {METADATA_KEY: _description(checkpoint, spec, weights), OPTIONS_KEY: _stated(options)}
-    helper.set_model_props(proto, _texts(checkpoint.info) | described)
+    helper.set_model_props(proto, texts(checkpoint.info) | described)
     return export
 
 
@@ -203,9 +203,14 @@ def _stated(options: ExportOptions) -> str:
     return json.dumps({k: v for k, v in values.items() if k == "opset" or v != usual[k]}, sort_keys=True)
 
 
-def _texts(info: Mapping[str, Any]) -> dict[str, str]:
+def texts(info: Mapping[str, Any]) -> dict[str, str]:
     """What the author says about the model, for readers of any ONNX file: texts as they are, other values as JSON."""
-    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in info.items()}
+    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=_plain) for k, v in info.items()}
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers and arrays as JSON values: float32 by its shortest decimal."""
+    return float(str(value)) if isinstance(value, np.floating) else value.tolist()
 
 
 def _description(checkpoint: Checkpoint, spec: ModelSpec, weights: list[WeightTensor]) -> str:
@@ -288,5 +293,7 @@ class _Graph:
 
     def _initializer(self, param: str, value: np.ndarray[Any, Any]) -> str:
         name = f"{self._layer}.{param}"
+        if name in (self._options.input_name, self._options.output_name):
+            raise CheckpointError(f"export: the name {name!r} is that of a constant of the graph; choose another")
         self._export.add(name, value, value.shape)
         return name
