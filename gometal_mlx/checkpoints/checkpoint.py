@@ -202,6 +202,8 @@ def check_extras(value: Any, name: str = EXTRAS_KEY, depth: int = 0) -> None:
         for k, v in value.items():
             if not isinstance(k, str) or not _is_text(k):
                 raise CheckpointError(f"{name}: the key {k!r:.60} is no text; JSON needs one")
+            if k == ARRAY_MARK:
+                raise CheckpointError(f"{name}: the key {k!r} marks an array in the file; choose another")
             check_extras(v, f"{name}/{k}", depth + 1)
     elif isinstance(value, list | tuple):
         for i, v in enumerate(value):

@@ -42,7 +42,7 @@ class GlobalAvgPool2D(Layer):
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
         if m.ops[0] == "ReduceMean":
             axes = m.attr(0, "axes", m.ints(0) or [])
-            if len(m.input_shape) != 4 or sorted(a % 4 for a in axes) != [2, 3] or not m.attr(0, "keepdims", 1):
+            if len(m.input_shape) != 4 or sorted(a % 4 for a in axes) != [2, 3] or m.attr(0, "keepdims", 1) != 1:
                 raise m.refuse(
                     0, f"only a mean over height and width that keeps both axes is supported, got axes {axes}"
                 )

@@ -22,6 +22,7 @@ UNFIT: dict[str, tuple[Any, str]] = {
     "the other byte order": (np.zeros(2, ">f4"), "an array of >f4"),
     "texts in an array": (np.array(["a"]), "an array of <U1"),
     "a number as key": ({0: "cat"}, "the key 0"),
+    "the mark of an array": ({"float32": [1]}, "marks an array"),
     "half a letter": ("\ud800", "UTF-8"),
     "half a letter as key": ({"\udfff": 1}, "the key"),
     "itself": (CYCLE, "levels deep"),
@@ -115,7 +116,12 @@ def test_metadata_of_others_as_json_values(tmp_path: Path) -> None:
     proto = onnx.load(path)
     del proto.metadata_props[:]
     values = {"mean": [0.5, 0.25], "bgr": True, "size": 224, "deep": {"a": [1, {"b": None}]}}
-    texts = {"p": json.dumps(values), "bad": '{"x": NaN}', "deep": "[" * 5000 + "]" * 5000}
-    onnx.helper.set_model_props(proto, texts)
+    texts = {
+        "list": '[{"float32": [1]}]',
+        "p": json.dumps(values),
+        "bad": '{"x": NaN}',
+        "deep": "[" * 5000 + "]" * 5000,
+    }
+    onnx.helper.set_model_props(proto, {**texts, "float32": "[1]"})
     onnx.save(proto, path)
     assert load(path).info == {**texts, "p": values}

@@ -170,6 +170,8 @@ REFUSED: dict[str, tuple[Graph, str]] = {
         "single values"),
     "axes of a mean in a matrix": (Graph("ReduceMean x a > y", {"a": np.array([[2], [3]])}, (3, 4, 4), opset=18),
         "only a mean over height and width"),
+    "keepdims of 3": (Graph("ReduceMean x > y", {}, (3, 4, 4), {"y": {"axes": [2, 3], "keepdims": 3}}),
+        "only a mean over height and width"),
     "fractional axes": (Graph("Squeeze x a > y", {"a": normal(1)}, (3, 1)), "'n_y' (Squeeze)"),
     "a tensor as attribute": (Graph("Relu x > y", {}, (3,),
         {"y": {"value": helper.make_tensor("t", TensorProto.FLOAT, [30], range(30))}}), "a tensor of shape (30,)"),

@@ -313,7 +313,7 @@ def array_of(tensor: TensorProto) -> FloatArray:
         array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as e:
         raise CheckpointError(f"{where}: cannot be read: {e}") from e
-    with np.errstate(over="ignore"):  # whoever uses it checks that it is finite
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever uses it checks that it is finite
         numbers: FloatArray = array.astype(np.float32) if tensor.data_type in _FLOATS else array
     return numbers
 

@@ -19,7 +19,15 @@ from ...layers import Layer, Model, ModelSpec
 from ...layers.base import LAYERS
 from ...layers.spec import usable_name
 from .. import json_reader
-from ..checkpoint import Checkpoint, CheckpointMetadata, TrainingState, WeightTensor, check_extras, check_finite
+from ..checkpoint import (
+    ARRAY_MARK,
+    Checkpoint,
+    CheckpointMetadata,
+    TrainingState,
+    WeightTensor,
+    check_extras,
+    check_finite,
+)
 from ..go_json import decode
 from .folding import BATCH
 from .graph import Graph, Node, array_of, check_texts, shown, take_in
@@ -463,7 +471,7 @@ def _info(proto: onnx.ModelProto) -> dict[str, Any]:
     """What the file's author says about the model: lists and maps from JSON, all else as text."""
     found: dict[str, Any] = {}
     for p in proto.metadata_props:
-        if p.key in (METADATA_KEY, OPTIONS_KEY):
+        if p.key in (METADATA_KEY, OPTIONS_KEY, ARRAY_MARK):  # the last would be taken for an array
             continue
         found[p.key] = p.value
         if p.value[:1] in ("[", "{"):
