@@ -1,7 +1,7 @@
 """Names for the few types that cross package borders, and the two ways a number becomes a float."""
 
 from collections.abc import MutableMapping
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -31,36 +31,3 @@ def f32(value: float | np.number[Any]) -> float:
 def number(value: mx.array) -> float:
     """A scalar array as a float; waits for it."""
     return float(value.item())  # type: ignore[arg-type]  # item() may be complex in general
-
-
-class Copy(Protocol):
-    """Makes an MLX array numpy's."""
-
-    def __call__(self, array: mx.array, name: str) -> FloatArray:
-        """The array as float32; its name tells it from the others of one checkpoint."""
-
-
-def copied(array: mx.array, name: str) -> FloatArray:
-    """A copy that later steps do not touch."""
-    return np.array(array, np.float32)
-
-
-def viewed(array: mx.array, name: str) -> FloatArray:
-    """The array's own memory, for as long as nobody changes it."""
-    return np.asarray(array, np.float32)
-
-
-class Buffers:
-    """Copies into the memory of the last copies, if they have the same shapes: new memory is given out page by page,
-    which costs more than the copying.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[str, FloatArray] = {}
-
-    def __call__(self, array: mx.array, name: str) -> FloatArray:
-        view, kept = viewed(array, name), self._kept.get(name)
-        if kept is None or kept.shape != view.shape:
-            kept = self._kept[name] = np.empty(view.shape, np.float32)
-        np.copyto(kept, view)
-        return kept

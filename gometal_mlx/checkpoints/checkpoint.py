@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .._types import Copy, FloatArray, Shape, copied, fits_float32
+from .._types import FloatArray, Shape, fits_float32
 from ..errors import CheckpointError, SpecError
 from ..layers import Model, ModelSpec
 from ..layers.base import STATISTICS
@@ -242,15 +242,15 @@ def check_finite(data: FloatArray, where: str) -> None:
         raise CheckpointError(f"{where}: element {at} is {data.reshape(-1)[at]}; NaN and infinity cannot be stored")
 
 
-def extract_weights(model: Model, copy: Copy = copied) -> list[WeightTensor]:
+def extract_weights(model: Model, *, copy: bool = True) -> list[WeightTensor]:
     """The model's arrays as WeightTensors: learned ones in go-metal's order, then the running statistics.
 
     Args:
-        copy: how they become numpy's; ``viewed`` costs nothing, for as long as nobody changes the model.
+        copy: False gives views of the model's own memory, for as long as nobody changes the model.
     """
     mx.eval(model.state)
     slots = [(layer.name, name, param.kind) for layer, name, param in model.slots()]
-    arrays = [copy(model[layer][name], f"{layer}.{name}") for layer, name, _ in slots]
+    arrays = [np.array(model[layer][name], np.float32, copy=copy or None) for layer, name, _ in slots]
     return [
         WeightTensor(f"{layer}.{name}", a.shape, a, layer, kind)
         for (layer, name, kind), a in zip(slots, arrays, strict=True)

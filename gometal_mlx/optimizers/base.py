@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from .._types import Copy, FloatArray, Params, Shape, copied, f32, fits_float32
+from .._types import FloatArray, Params, Shape, f32, fits_float32
 from ..errors import CheckpointError, SpecError
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}  # json_type -> class; filled by Optimizer.__init_subclass__
@@ -132,18 +132,19 @@ class Optimizer(optim.Optimizer):
             saved["learning_rate"] = np.float32(self.rate)
         return {**saved, "step_count": int(self.step.item())}
 
-    def saved_tensors(self, slots: Slots, copy: Copy = copied) -> list[tuple[str, str, FloatArray]]:
+    def saved_tensors(self, slots: Slots) -> list[tuple[str, str, FloatArray]]:
         """(name, state_type, flat array) of every state array, grouped by state type as go-metal does."""
         return [
-            (f"{kind}_{i}", kind, self._saved(kind, slot, copy, f"{kind}_{i}"))
+            (f"{kind}_{i}", kind, self._saved(kind, layer, param, shape))
             for kind in self.slots()
-            for i, slot in enumerate(slots)
+            for i, (layer, param, shape) in enumerate(slots)
         ]
 
-    def _saved(self, kind: str, slot: tuple[str, str, Shape], copy: Copy, name: str) -> FloatArray:
-        layer, param, shape = slot
+    def _saved(self, kind: str, layer: str, param: str, shape: Shape) -> FloatArray:
         state = self.state.get(layer, {}).get(param)  # a frozen parameter has none; go-metal wants zeros there
-        return np.zeros(math.prod(shape), np.float32) if state is None else copy(state[kind], name).reshape(-1)
+        return (
+            np.zeros(math.prod(shape), np.float32) if state is None else np.array(state[kind], np.float32).reshape(-1)
+        )
 
     def restore(self, parameters: Mapping[str, Any], tensors: Iterable[StateTensor], slots: Slots) -> bool:
         """Take over a saved state, all of it or (with an error) nothing.

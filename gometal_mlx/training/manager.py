@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from .._types import Buffers, Copy, copied
 from ..checkpoints import Checkpoint, CheckpointFormat
 from ..checkpoints.atomic import checksum
 from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder, Entry
@@ -115,7 +114,6 @@ class CheckpointManager(Callback):
         self._suffix = FORMATS[self._format].suffixes[0]
         self._worker = ThreadPoolExecutor(1, "checkpoint") if self.config.async_save else None
         self._job: Future[None] | None = None
-        self._copy: Copy = Buffers() if self.config.async_save else copied
         self._best_loss, self._best_accuracy = math.inf, 0.0  # of go-metal's rule
         self._last_step, self._last_time = trainer.step, time.monotonic()
         self._began, self._spent = time.monotonic(), 0.0
@@ -287,7 +285,7 @@ class CheckpointManager(Callback):
         start = time.monotonic()
         self.wait()
         self.folder.open()
-        checkpoint = self.trainer.checkpoint(description, [f"epoch_{epoch}"], copy=self._copy)
+        checkpoint = self.trainer.checkpoint(description, [f"epoch_{epoch}"])
         checkpoint.training_state.epoch, checkpoint.training_state.step = epoch, step
         if value is not None:
             checkpoint.extras["monitored"] = value  # by which a folder without its manifest knows the best

@@ -421,25 +421,6 @@ def test_nothing_warns_in_a_normal_run(tmp_path):
             t.fit(DATA, 3, checkpoints=m)
 
 
-def test_the_memory_of_a_background_save_is_used_again(tmp_path):
-    """Files of one manager are copied into the same arrays, and each has the numbers of its own step."""
-    t = trainer()
-    with manager(t, tmp_path, format="SAFETENSORS", async_save=True, max_checkpoints=0) as m:
-        wanted, arrays = [], []
-        for i in range(4):
-            t.fit(blobs(), 1)
-            path = m.save_checkpoint(i, i)
-            wanted.append((path, t.checkpoint()))
-            arrays.append(dict(m._copy._kept))
-        m.wait()
-        assert len({id(kept[name]) for kept in arrays for name in kept}) == len(arrays[0]) > 0
-        for path, checkpoint in wanted:
-            saved = gm.load(path)
-            for a, b in zip(checkpoint.tensors(), saved.tensors(), strict=True):
-                assert a[0] == b[0]
-                assert a[1].data.tobytes() == b[1].data.tobytes()
-
-
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize("manifest", ["version 1", "none"])
 def test_the_best_files_stay_the_best(tmp_path, manifest, keep):

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ..._types import FloatArray, Shape, viewed
+from ..._types import FloatArray, Shape
 from ..._version import __version__
 from ...errors import CheckpointError, UnsupportedError, naming
 from ...layers import Layer, Model, ModelSpec, Softmax
@@ -174,7 +174,7 @@ def build(model: Model, checkpoint: Checkpoint, options: ExportOptions = DEFAULT
     """
     if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
         raise UnsupportedError(f"opset {options.opset}: this version writes {OLDEST_OPSET} to {NEWEST_OPSET}")
-    spec, weights = model.spec, extract_weights(model, viewed)
+    spec, weights = model.spec, extract_weights(model, copy=False)
     opset = helper.make_opsetid("", options.opset)
     version = max(IR_VERSION, helper.find_min_ir_version_for([opset]))
     proto = onnx.ModelProto(
