@@ -5,7 +5,6 @@ The contestants take turns as in step_time.py, whose models these are.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from step_time import Turn, installed, measure, report, spec, torch_model, work
+from step_time import Turn, command, installed, measure, report, spec, torch_model
 
 CASES = {f"{kind.upper()}, batch {batch}": (kind, batch) for kind in ("mlp", "cnn") for batch in (1, 256)}
 CONTESTANTS = {
@@ -103,11 +102,4 @@ def main(rounds: int = 25) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=25, help="turns of each contestant")
-    options = parser.parse_args()
-    if options.work:
-        work(MAKE, options.work)
-    else:
-        print(main(options.rounds))
+    command(__doc__, MAKE, main)

@@ -254,6 +254,20 @@ def measure(
     return times
 
 
+def command(
+    description: str | None, make: Mapping[str, Callable[[str, int], Turn]], main: Callable[[int], str]
+) -> None:
+    """The command line of a benchmark with contestants: measure, or be one of them."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=25, help="turns of each contestant")
+    options = parser.parse_args()
+    if options.work:
+        work(make, options.work)
+    else:
+        print(main(options.rounds))
+
+
 # -------------------------------------------------------------------------------------------------------------- report
 
 
@@ -334,11 +348,4 @@ def main(rounds: int = 25) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=25, help="turns of each contestant")
-    options = parser.parse_args()
-    if options.work:
-        work(MAKE, options.work)
-    else:
-        print(main(options.rounds))
+    command(__doc__, MAKE, main)

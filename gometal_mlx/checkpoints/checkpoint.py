@@ -18,12 +18,10 @@ from ..errors import CheckpointError, SpecError
 from ..layers import Model, ModelSpec
 from ..layers.base import STATISTICS
 from .go_time import go_time
+from .values import check_extras, check_finite
 
 ZERO_TIME = "0001-01-01T00:00:00Z"  # Go's zero time; every file of go-metal's CheckpointManager carries it
 EXTRAS_VERSION = 1
-MAX_DEPTH = 100  # of maps and lists among the extras
-ARRAY_MARK = "float32"  # key of an array among the extras: its shape
-EXTRAS_KEY = "gometal_mlx"  # the one top-level key that go-metal does not know, and so ignores
 
 
 class CheckpointFormat(IntEnum):
@@ -140,8 +138,7 @@ class Checkpoint:
 
         Every format keeps it; in ONNX each name is an entry of ``metadata_props``.
         """
-        found = self.extras.get("info", {})
-        return MappingProxyType(found if isinstance(found, dict) else {})
+        return MappingProxyType(self.extras.get("info", {}))
 
     @info.setter
     def info(self, values: Mapping[str, Any]) -> None:
@@ -180,66 +177,9 @@ class Checkpoint:
         return f"Checkpoint({weights}, {optimizer}, epoch {state.epoch}, step {state.step})"
 
 
-def extra_arrays(value: Any, name: str = EXTRAS_KEY) -> Iterator[tuple[str, FloatArray]]:
-    """Every array among the extras, under the name that files keep it by."""
-    if isinstance(value, np.ndarray):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for k, v in value.items():
-            yield from extra_arrays(v, f"{name}/{k}")
-    elif isinstance(value, list | tuple):
-        for i, v in enumerate(value):
-            yield from extra_arrays(v, f"{name}/{i}")
-
-
-def check_extras(value: Any, name: str = EXTRAS_KEY, depth: int = 0) -> None:
-    """Raise CheckpointError naming what among the extras no file could hold: not JSON values and float32 arrays."""
-    if depth > MAX_DEPTH:
-        raise CheckpointError(f"{name[:80]}: more than {MAX_DEPTH} levels deep, or within itself")
-    if depth == 0 and not isinstance(value.get("info", {}), Mapping):
-        raise CheckpointError(f"{name}/info: a map of names is needed, got {value['info']!r:.60}")
-    if isinstance(value, Mapping):
-        for k, v in value.items():
-            if not isinstance(k, str) or not _is_text(k):
-                raise CheckpointError(f"{name}: the key {k!r:.60} is no text; JSON needs one")
-            if k == ARRAY_MARK:
-                raise CheckpointError(f"{name}: the key {k!r} marks an array in the file; choose another")
-            check_extras(v, f"{name}/{k}", depth + 1)
-    elif isinstance(value, list | tuple):
-        for i, v in enumerate(value):
-            check_extras(v, f"{name}/{i}", depth + 1)
-    else:
-        _check_extra(value, name)
-
-
-def _check_extra(value: Any, name: str) -> None:
-    if isinstance(value, np.ndarray):
-        if value.dtype != np.float32 or not value.dtype.isnative:
-            raise CheckpointError(f"{name}: an array of {value.dtype}; convert it to float32, or to a list")
-        check_finite(value, name)
-    elif isinstance(value, str):
-        if not _is_text(value):
-            raise CheckpointError(f"{name}: {value!r:.60} is no text that UTF-8 can hold")
-    elif not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating | None):
-        raise CheckpointError(f"{name}: a JSON value or a float32 array is needed, got {type(value).__name__}")
-
-
-def _is_text(value: str) -> bool:
-    """Whether UTF-8 can hold it: half a surrogate pair it cannot."""
-    return not any("\ud800" <= c <= "\udfff" for c in value)
-
-
 def elements(shape: Sequence[int]) -> int:
     """How many numbers a stored shape needs (an empty shape: none, as go-metal has no scalars)."""
     return math.prod(shape) if len(shape) else 0
-
-
-def check_finite(data: FloatArray, where: str) -> None:
-    """Raise CheckpointError with the position of the first NaN or infinity."""
-    # one pass without a temporary: the largest magnitude is NaN or infinite if anything is
-    if data.size and not np.isfinite(max(abs(float(data.max())), abs(float(data.min())))):
-        at = int(np.argmin(np.isfinite(data.reshape(-1))))
-        raise CheckpointError(f"{where}: element {at} is {data.reshape(-1)[at]}; NaN and infinity cannot be stored")
 
 
 def extract_weights(model: Model, *, copy: bool = True) -> list[WeightTensor]:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, GoMetalError
-from .atomic import CHECKSUM, checksum, replacing
+from .atomic import replacing
 from .checkpoint import Checkpoint
+from .checksum import CHECKSUM, checksum
 from .formats import FORMATS, load
 
 MANIFEST = "manifest.json"

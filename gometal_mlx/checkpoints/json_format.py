@@ -19,20 +19,13 @@ import numpy as np
 
 from ..errors import CheckpointError, naming
 from ..layers import LayerSpec, ModelSpec
-from .atomic import ChecksummedFile, replacing
-from .checkpoint import (
-    ARRAY_MARK,
-    EXTRAS_KEY,
-    EXTRAS_VERSION,
-    ZERO_TIME,
-    Checkpoint,
-    CheckpointMetadata,
-    OptimizerTensor,
-    WeightTensor,
-)
+from .atomic import replacing
+from .checkpoint import EXTRAS_VERSION, ZERO_TIME, Checkpoint, CheckpointMetadata, OptimizerTensor, WeightTensor
+from .checksum import ChecksummedFile
 from .go_json import decode, encode
 from .go_time import go_time
 from .json_reader import from_value
+from .values import ARRAY_MARK, EXTRAS_KEY
 
 _BUFFER = 1 << 20
 

@@ -18,8 +18,6 @@ from ..errors import CheckpointError
 from ..layers import BatchNorm, LayerSpec, LayerType, ModelSpec
 from ..layers.base import STATISTICS
 from .checkpoint import (
-    ARRAY_MARK,
-    EXTRAS_KEY,
     EXTRAS_VERSION,
     ZERO_TIME,
     Checkpoint,
@@ -32,6 +30,7 @@ from .checkpoint import (
 )
 from .go_json import Number, Numbers, Object
 from .go_time import go_time
+from .values import ARRAY_MARK, EXTRAS_KEY
 
 
 def from_value(value: Any, where: str, arrays: Callable[[str, str], FloatArray] | None = None) -> Checkpoint:
@@ -231,6 +230,8 @@ class _Reader:
                 f"$.{EXTRAS_KEY}.version",
                 f"this gometal_mlx reads up to {EXTRAS_VERSION}, the file has {v}; install a newer one",
             )
+        if not isinstance(extras.get("info", {}), dict):
+            raise self.error(f"$.{EXTRAS_KEY}.info", "a map of names is needed")
         checkpoint = Checkpoint(**values, extras=extras, nulls=nulls, notes=self.notes)
         self._report_duplicates(checkpoint)
         add_missing_statistics(checkpoint)

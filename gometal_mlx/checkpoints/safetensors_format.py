@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from .._types import FloatArray
 from ..errors import CheckpointError, naming
 from . import json_format, json_reader
-from .atomic import CHECKSUM, ChecksummedFile, replacing
-from .checkpoint import Checkpoint, check_finite, extra_arrays
+from .atomic import replacing
+from .checkpoint import Checkpoint
+from .checksum import CHECKSUM, ChecksummedFile
 from .go_json import decode
+from .values import check_finite, extra_arrays
 
 METADATA_KEY, CHECKSUM_KEY = "gometal_mlx", "gometal_mlx_checksum"
 OPTIMIZER_PREFIX = "optimizer_state."

@@ -9,8 +9,6 @@ from ..checkpoints import CheckpointFormat, load, save
 from ..checkpoints.formats import format_of
 from ..errors import CheckpointError
 
-ONNX_OPTIONS = "opset softmax float16_weights keep_dropout gemm input_name output_name external_data verify tolerance"
-
 
 def add_parser(subparsers: Any) -> None:
     """Declare the subcommand; an option that is not given is not passed on, so that defaults stand in one place."""
@@ -23,28 +21,31 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("output", help="the file to write; its suffix chooses the format")
     p.add_argument("--read-external", action="store_true", help="read an ONNX file's weights from files beside it, too")
     p.add_argument("--no-extras", dest="extras", action="store_false", help="leave out what only gometal_mlx reads")
-    onnx = p.add_argument_group("when writing ONNX")
-    onnx.add_argument("--opset", type=int, help="operator set, from 13 on (default 17)")
-    onnx.add_argument("--softmax", action="store_true", help="end in a Softmax over the classes")
-    onnx.add_argument("--float16-weights", action="store_true", help="store the weights in half the space")
-    onnx.add_argument("--keep-dropout", action="store_true", help="keep Dropout nodes")
-    onnx.add_argument("--matmul", dest="gemm", action="store_false", help="Dense as MatMul and Add, not as Gemm")
-    onnx.add_argument("--input-name", help="name of the graph's input (default input)")
-    onnx.add_argument("--output-name", help="name of the graph's output (default output)")
-    onnx.add_argument("--external-data", action="store_true", help="put the weights into a file beside it")
-    onnx.add_argument("--tolerance", type=float, help="largest relative difference to onnxruntime (default 1e-5)")
-    onnx.add_argument("--no-verify", dest="verify", action="store_false", help="do not compare with onnxruntime")
-    p.set_defaults(run=run)
+    onnx = p.add_argument_group("when writing ONNX").add_argument
+    options = [
+        onnx("--opset", type=int, help="operator set, from 13 on (default 17)"),
+        onnx("--softmax", action="store_true", help="end in a Softmax over the classes"),
+        onnx("--float16-weights", action="store_true", help="store the weights in half the space"),
+        onnx("--keep-dropout", action="store_true", help="keep Dropout nodes"),
+        onnx("--matmul", dest="gemm", action="store_false", help="Dense as MatMul and Add, not as Gemm"),
+        onnx("--input-name", help="name of the graph's input (default input)"),
+        onnx("--output-name", help="name of the graph's output (default output)"),
+        onnx("--external-data", action="store_true", help="put the weights into a file beside it"),
+        onnx("--tolerance", type=float, help="largest relative difference to onnxruntime (default 1e-5)"),
+        onnx("--no-verify", dest="verify", action="store_false", help="do not compare with onnxruntime"),
+    ]
+    p.set_defaults(run=run, onnx_options={o.dest: o.option_strings[0] for o in options})
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, write, tell what was repaired and what the proof found."""
     given = vars(args)
     onnx = format_of(args.output) == CheckpointFormat.ONNX
-    options = {k: v for k, v in given.items() if k in ONNX_OPTIONS.split() or k == "extras"}
-    if wrong := [k for k in options if (k in ONNX_OPTIONS.split()) != onnx]:
-        needed = "an .onnx" if not onnx else "a .json or .safetensors"
-        raise CheckpointError(f"{args.output}: the option for {wrong[0]!r} needs {needed} file as output")
+    flags = args.onnx_options
+    options = {k: v for k, v in given.items() if k in flags or k == "extras"}
+    if wrong := [flags.get(k, "--no-extras") for k in options if (k in flags) != onnx]:
+        needed = "a .json or .safetensors" if onnx else "an .onnx"
+        raise CheckpointError(f"{args.output}: {wrong[0]} needs {needed} file as output")
     if "read_external" in given and format_of(args.input) != CheckpointFormat.ONNX:
         raise CheckpointError(f"{args.input}: --read-external needs an .onnx file as input")
     checkpoint = load(args.input, **({"external_data": True} if "read_external" in given else {}))

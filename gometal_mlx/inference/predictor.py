@@ -16,8 +16,8 @@ from ..errors import naming
 from ..layers import Model, ModelSpec
 from ..training.config import LossFunction
 from ..training.losses import LOSSES
+from ..training.pieces import in_pieces, piece_rows
 from ..training.state import RunState
-from ..training.step import in_pieces, piece_rows
 
 
 class Predictor:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from .._types import Shape
+from ._window import square_window, window_shape
 from .base import Layer, Match
-from .conv2d import square_window, window_shape
 
 
 @dataclass(frozen=True, kw_only=True)

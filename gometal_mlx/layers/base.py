@@ -93,7 +93,7 @@ class Match(Protocol):
     def only(self, node: int, name: str, value: float) -> None:
         """Refuse the attribute unless it is (or holds only) this value, its default; one message names all of them."""
 
-    def object(self, node: int, reason: str) -> None:
+    def problem(self, node: int, reason: str) -> None:
         """Refuse the match once the layer has read the rest of it."""
 
     def consts(self, node: int) -> list[FloatArray]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..checkpoints import Checkpoint, CheckpointFormat
-from ..checkpoints.atomic import checksum
+from ..checkpoints.checksum import checksum
 from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder, Entry
 from ..checkpoints.formats import FORMATS, CheckpointSaver
 from ..errors import CheckpointError, GoMetalError, SpecError

@@ -23,8 +23,9 @@ from ..checkpoints import (
     load,
     save,
 )
-from ..checkpoints.checkpoint import check_extras, with_statistics
+from ..checkpoints.checkpoint import with_statistics
 from ..checkpoints.folder import ANY, CheckpointFolder
+from ..checkpoints.values import check_extras
 from ..errors import CheckpointError, naming
 from ..layers import Model
 from ..layers.spec import describe_difference, normalise

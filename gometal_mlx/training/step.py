@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -18,14 +16,11 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from .._compile import evaluated, tell_if_there_is_no_compiler
 from .._types import FloatArray, number
 from ..errors import TrainingError
-from ..layers import Model, ModelSpec
-from ..layers._device import on_cpu
+from ..layers import Model
 from ..optimizers import Optimizer
 from .config import TrainerConfig
 from .losses import Loss
-
-PREDICT_ROWS = 1024
-CACHED_NUMBERS = 2**19  # 2 MB: what is made of it, columns of a convolution too, then stays in a processor's cache
+from .pieces import in_pieces, piece_rows
 
 
 @dataclass(frozen=True)
@@ -307,21 +302,6 @@ def _put_statistics(model: Model, arrays: list[mx.array]) -> None:
     names = [name for name, _ in tree_flatten(_statistics(model))]
     if names:
         _put(model, tree_unflatten(list(zip(names, arrays, strict=True))))
-
-
-def in_pieces(function: Callable[[mx.array], mx.array], x: FloatArray, rows: int) -> FloatArray:
-    """A compiled function of any number of rows, applied to so many at a time, so that memory stays bounded."""
-
-    def run(piece: FloatArray) -> FloatArray:
-        return np.array(function(mx.array(piece)), np.float32)
-
-    return np.concatenate([evaluated(partial(run, x[i : i + rows])) for i in range(0, len(x), rows)])
-
-
-def piece_rows(spec: ModelSpec) -> int:
-    """How many rows to predict at a time: on a CPU so few that the widest layer's output stays in its cache."""
-    widest = max(math.prod(s.output_shape[1:]) for s in spec.layers)
-    return max(16, min(PREDICT_ROWS, CACHED_NUMBERS // widest)) if on_cpu() else PREDICT_ROWS
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from gometal_mlx.checkpoints import (
     extract_weights,
     load_weights,
 )
-from gometal_mlx.checkpoints.checkpoint import check_finite, elements
+from gometal_mlx.checkpoints.checkpoint import elements
+from gometal_mlx.checkpoints.values import check_finite
 from gometal_mlx.errors import CheckpointError, GoMetalError
 from gometal_mlx.layers import Model
 

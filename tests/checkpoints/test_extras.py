@@ -54,6 +54,18 @@ def test_info_is_a_map(value: Any, tmp_path: Path) -> None:
         save(c, tmp_path / "c.json")
 
 
+@pytest.mark.parametrize("value", ['"abc"', "[1]", "3", "null"])
+def test_a_file_whose_info_is_no_map_is_refused(value: str, tmp_path: Path) -> None:
+    c = small_checkpoint()
+    c.info = {}
+    save(c, tmp_path / "c.json")
+    text = (tmp_path / "c.json").read_text()
+    (tmp_path / "c.json").write_text(text.replace('"info": {}', f'"info": {value}'))
+    with pytest.raises(CheckpointError) as e:
+        load(tmp_path / "c.json")
+    one_line(e.value, "c.json", "$.gometal_mlx.info", "a map of names is needed")
+
+
 def test_info_is_set_as_a_whole() -> None:
     c = small_checkpoint()
     with pytest.raises(TypeError):

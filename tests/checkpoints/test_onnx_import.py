@@ -738,7 +738,7 @@ def test_one_message_names_all_the_nodes_that_no_layer_can_take(path: Path) -> N
     )  # fmt: skip
     with pytest.raises(UnsupportedError) as e:
         load_of(g, path, check=False)
-    parts = ["'e' (Erf)", "'g' (Gelu)", "'c' (Thing)", "'com.example'", "'i' (If)", "control flow", "'l' (LSTM)"]
+    parts = ["'e' (Erf)", "'g' (Gelu)", "'c' ('com.example:Thing')", "'i' (If)", "control flow", "'l' (LSTM)"]
     one_line(e.value, str(path), *parts)
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as library_save
 
 from gometal_mlx.checkpoints import Checkpoint, load, safetensors_format, save
-from gometal_mlx.checkpoints.atomic import checksum
+from gometal_mlx.checkpoints.checksum import checksum
 from gometal_mlx.errors import CheckpointError, GoMetalError
 from gometal_mlx.layers import Model
 

@@ -37,7 +37,13 @@ LAYOUT_OPS = ("Identity", "Cast", "Transpose")  # understood by the walk itself
 
 @dataclass
 class Node:
-    """One operator with its attributes; ``read`` collects those that a layer has looked at."""
+    """One operator with its attributes.
+
+    Args:
+        op: with its domain in front (``com.example:Thing``) where that is not ONNX's own.
+        read: the attributes that a layer has looked at.
+        problems: why no layer can take it, whatever stands around it.
+    """
 
     op: str
     name: str
@@ -45,6 +51,7 @@ class Node:
     outputs: list[str]
     attributes: dict[str, Any]
     read: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"node {shown(self.name)!r} ({self.op if self.op.isidentifier() else repr(shown(self.op))})"
@@ -57,9 +64,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def listed(names: Iterable[str]) -> str:
-    """The first few names for a message of one line."""
-    return ", ".join(shown(n) for n in itertools.islice(names, 5))
+def listed(values: Iterable[Any]) -> str:
+    """The first few of the file's values for a message of one line."""
+    return ", ".join(shown(v) for v in itertools.islice(values, 5))
 
 
 class Graph:
@@ -79,13 +86,11 @@ class Graph:
         self.input_shape: Shape = (1,)
         self.fixed_batch = False  # the file takes one batch size only
         self.element_type = int(TensorProto.FLOAT)
-        self.problems: list[str] = []  # what no layer could take, a text a node
-        self.refused: set[int] = set()  # ids of those nodes
         self._proto = onnx.ModelProto()
 
     @classmethod
     def read(cls, proto: onnx.ModelProto) -> Graph:
-        """Parse and check; nodes that no layer could take stand in ``problems``.
+        """Parse and check; what no layer could take stands in the nodes' ``problems``.
 
         Raises: CheckpointError for a damaged graph, UnsupportedError for one that has not one input and one output.
         """
@@ -165,44 +170,38 @@ class Graph:
         return [(i, n) for i, n in numbered if i in needed]
 
     def _take_nodes(self, protos: list[tuple[int, onnx.NodeProto]]) -> None:
-        waiting: list[tuple[Node, str]] = []
-        for i, n in protos:
-            node, problems = _node(n, i, self.opset)
-            if n.domain not in ("", "ai.onnx"):
-                problems.append(f"{node}: domain {n.domain!r} is unknown")
-            elif node.op == "Constant" and not problems:
+        nodes = [_node(n, i, self.opset) for i, n in protos]
+        for node in nodes:
+            if node.op == "Constant" and not node.problems:
                 self._compute(node, partial(_constant, node))
-            self._object(node, problems)
-            waiting.append((node, n.domain))
         room = SPARE_NUMBERS + GROWTH * sum(c.size for c in self.constants.values())
         progress = True
         while progress:  # nodes need not be in order
             progress = False
-            for node in [n for n, _ in waiting if n.op in FOLDED and n.outputs[0] not in self.constants]:
-                known = all(not i or i in self.constants for i in node.inputs) or node.op == "Shape"
-                if known and id(node) not in self.refused:
+            for node in [n for n in nodes if n.op in FOLDED and not n.problems and n.outputs[0] not in self.constants]:
+                if node.op == "Shape" or all(not i or i in self.constants for i in node.inputs):
                     inputs = [self.constants.get(i) for i in node.inputs]
                     room -= self._compute(node, partial(fold, node, inputs, self.opset, room))
                     progress = True
-        self.nodes = [n for n, _ in waiting if n.outputs[0] not in self.constants]
-        known_ops = {op for layer in LAYERS.values() for pattern in layer.onnx_patterns for op in pattern}
+        self.nodes = [n for n in nodes if n.outputs[0] not in self.constants]
+        known = {op for layer in LAYERS.values() for pattern in layer.onnx_patterns for op in pattern} | {*LAYOUT_OPS}
         for node in self.nodes:
-            if id(node) not in self.refused and node.op not in known_ops | {*LAYOUT_OPS}:
-                self._object(node, [f"{node}: no layer does this"])
+            if not node.problems and node.op not in known:
+                node.problems.append(f"{node}: no layer does this")
 
     def _compute(self, node: Node, value: Callable[[], FloatArray]) -> int:
         """Make a node's output a constant; how many numbers it has."""
         try:
             found = self.constants[node.outputs[0]] = value()
         except UnsupportedError as e:
-            self._object(node, [str(e)])
+            node.problems.append(str(e))
             return 0
         return found.size
 
-    def _object(self, node: Node, problems: list[str]) -> None:
-        if problems:
-            self.problems += problems
-            self.refused.add(id(node))
+    @property
+    def problems(self) -> list[str]:
+        """What no layer could take, node by node."""
+        return [p for n in self.nodes for p in n.problems]
 
     def inferred_shapes(self) -> dict[str, Shape]:
         """Shapes of the tensors in between, as far as onnx can tell them, node by node; batch 1 where it is free."""
@@ -235,7 +234,7 @@ class Graph:
 
     def _connect(self) -> None:
         for node in [n for n in self.nodes if n.op == "Identity" or self._is_identity_cast(n)]:
-            if id(node) not in self.refused:
+            if not node.problems:
                 self._bypass(node)
         for node in self.nodes:
             for name in dict.fromkeys(node.inputs):
@@ -264,26 +263,26 @@ def _usable(t: onnx.TypeProto) -> Shape | None:
     return (max(dims[0], 1), *dims[1:]) if known else None
 
 
-def _node(n: onnx.NodeProto, position: int, opset: int) -> tuple[Node, list[str]]:
-    """The node with its attributes read, after a check against its operator's schema, and what no layer could take."""
-    name = n.name or f"{n.op_type.lower()}_{position + 1}"
-    node = Node(n.op_type, name, list(n.input), list(n.output), {})
+def _node(n: onnx.NodeProto, position: int, opset: int) -> Node:
+    """The node with its attributes read, after a check against its operator's schema."""
+    own = n.domain in ("", "ai.onnx")
+    op = n.op_type if own else f"{n.domain}:{n.op_type}"
+    node = Node(op, n.name or f"{n.op_type.lower()}_{position + 1}", list(n.input), list(n.output), {})
     schema = None
-    if n.domain in ("", "ai.onnx") and onnx.defs.has(n.op_type, max_inclusive_version=opset):
-        schema = onnx.defs.get_schema(n.op_type, opset)
+    if own and onnx.defs.has(op, max_inclusive_version=opset):
+        schema = onnx.defs.get_schema(op, opset)
         if not schema.min_input <= len(n.input) <= schema.max_input:
             raise CheckpointError(f"{node}: {len(n.input)} inputs; it takes {schema.min_input} to {schema.max_input}")
     if not n.output:
         raise CheckpointError(f"{node}: has no output")
-    problems = []
     for a in n.attribute:
         if not a.name.isidentifier():
             raise CheckpointError(f"{node}: {shown(a.name)!r} is no name of an attribute")
         try:
             node.attributes[a.name] = _attribute(a, node, schema)
         except UnsupportedError as e:
-            problems.append(str(e))
-    return node, problems
+            node.problems.append(str(e))
+    return node
 
 
 def array_of(tensor: TensorProto) -> FloatArray:

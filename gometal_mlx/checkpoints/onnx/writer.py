@@ -23,8 +23,10 @@ from ...layers import Layer, Model, ModelSpec, Softmax
 from ...layers.base import suggest
 from ...layers.spec import usable_name
 from .. import json_format
-from ..atomic import ChecksummedFile, replacing
-from ..checkpoint import Checkpoint, WeightTensor, check_finite, extra_arrays, extract_weights
+from ..atomic import replacing
+from ..checkpoint import Checkpoint, WeightTensor, extract_weights
+from ..checksum import ChecksummedFile
+from ..values import check_finite, extra_arrays
 from .verify import TOLERANCE, VerifyReport, check_proto, compare
 from .wire import Export, data
 
