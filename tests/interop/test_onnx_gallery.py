@@ -322,7 +322,7 @@ def test_sklearn_scaler_before_a_network(kind: str, tmp_path: Path) -> None:
     options = {id(model): {"zipmap": False}} if kind == "Classifier" else {}
     to_onnx(model, path, x, options=options, target_opset=17)
     if any(n.op_type == "Scaler" for n in onnx.load(path).graph.node):
-        with pytest.raises(UnsupportedError, match=r"\(Scaler\): domain 'ai.onnx.ml' is unknown"):
+        with pytest.raises(UnsupportedError, match=r"ai.onnx.ml:Scaler.*no layer does this"):
             gm.load(path)
         to_onnx(model, path, x, options=options, target_opset=17, black_op={"Scaler"})
     ours, layers = imported(path, x)
