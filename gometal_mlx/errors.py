@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 
 class GoMetalError(Exception):
@@ -36,6 +37,12 @@ class TrainingError(GoMetalError):
 
 class UnsupportedError(GoMetalError):
     """The request is understood, but has no exact equivalent on the other side."""
+
+
+def shown(value: Any, length: int = 80) -> str:
+    """A value for a message of one line: an array by its shape, anything else as Python writes it, cut to a length."""
+    text = f"an array of shape {tuple(value.shape)}" if getattr(value, "ndim", 0) else " ".join(repr(value).split())
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 @contextlib.contextmanager

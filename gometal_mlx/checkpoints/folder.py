@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, GoMetalError
+from ..errors import CheckpointError, GoMetalError, shown
 from .atomic import replacing
 from .checkpoint import Checkpoint
 from .checksum import CHECKSUM, checksum
@@ -253,5 +253,5 @@ def _entries(value: Any) -> Iterator[Entry]:
         plain = entry.name == Path(entry.name).name and entry.name not in ("", ".", "..", MANIFEST, LOCK)
         counts = all(isinstance(v, int) and v >= 0 for v in (entry.epoch, entry.step, entry.size))
         if not plain or not counts or entry.kind not in KINDS or not _known(entry.checksum):
-            raise ValueError(f"{item!r:.100} is no entry")
+            raise ValueError(f"{shown(item, 100)} is no entry")
         yield entry

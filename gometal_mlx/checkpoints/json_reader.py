@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .._types import FloatArray, Shape
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..layers import BatchNorm, LayerSpec, LayerType, ModelSpec
 from ..layers.base import STATISTICS
 from .checkpoint import (
@@ -153,7 +153,7 @@ class _Reader:
         dims = tuple(self.items(value, path, self.integer))
         if len(dims) > MAX_RANK:
             raise self.error(path, f"{len(dims)} dimensions; at most {MAX_RANK} are read")
-        if math.prod(abs(d) or 1 for d in dims) >= 2**62:
+        if math.prod(abs(d) or 1 for d in dims) >= 2**61:  # of four bytes each; numpy counts them though one is 0
             raise self.error(path, f"the dimensions {dims} are impossible")
         return dims
 
@@ -199,9 +199,10 @@ class _Reader:
             values, _ = self.struct(value, path, fields)
             outside = self.arrays is not None and values["tensor"]
             data = self.arrays("", values["tensor"]) if self.arrays and outside else self.floats(values["data"], path)
-            if any(d < 0 for d in values[ARRAY_MARK]) or data.size != math.prod(values[ARRAY_MARK]):
-                raise self.error(path, f"shape {values[ARRAY_MARK]} does not fit {data.size} numbers")
-            return data.reshape(values[ARRAY_MARK])
+            shape = values[ARRAY_MARK]
+            if any(d < 0 for d in shape) or data.size != math.prod(shape):
+                raise self.error(path, f"shape {shown(shape)} does not fit {data.size} numbers")
+            return data.reshape(shape)
         if isinstance(value, Object):
             return self.mapping(value, path, self.extra)
         if isinstance(value, Number) and value.is_integer and value != "-0" and len(value) < 400:
@@ -228,7 +229,7 @@ class _Reader:
         if extras and not (isinstance(v := extras.pop("version", None), int) and 1 <= v <= EXTRAS_VERSION):
             raise self.error(
                 f"$.{EXTRAS_KEY}.version",
-                f"this gometal_mlx reads up to {EXTRAS_VERSION}, the file has {v}; install a newer one",
+                f"this gometal_mlx reads up to {EXTRAS_VERSION}, the file has {shown(v, 40)}; install a newer one",
             )
         if not isinstance(extras.get("info", {}), dict):
             raise self.error(f"$.{EXTRAS_KEY}.info", "a map of names is needed")
@@ -285,8 +286,8 @@ class _Reader:
         data: FloatArray = self.arrays(section, name) if self.arrays else values["data"]
         whose = f"{path} ({name!r}, layer {values['layer']!r})" if values.get("layer") else f"{path} ({name!r})"
         if any(d < 0 for d in shape) or data.size != elements(shape):
-            raise self.error(f"{whose}.data", f"shape {shape} needs {elements(shape)} numbers, got {data.size}")
-        return data.reshape(shape) if data.size else data.reshape(shape or (0,))
+            raise self.error(f"{whose}.data", f"shape {shown(shape)} needs {elements(shape)} numbers, got {data.size}")
+        return data.reshape(shape if data.size else shape or (0,))
 
     def training_state(self, value: Any, path: str) -> TrainingState:
         fields: dict[str, Decode] = {
@@ -357,7 +358,7 @@ def add_missing_statistics(c: Checkpoint) -> None:
         if features > 0:
             left -= features
         if features <= 0 or left < 0:
-            told = f"num_features is missing or unusable ({count!r:.40}), so running statistics could not be added"
+            told = f"num_features is missing or unusable ({shown(count, 40)}), so running statistics could not be added"
             c.notes.append(f"layer {name!r}: {told}")
             continue
         stored = layers[i].running_statistics

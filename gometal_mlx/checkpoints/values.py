@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._types import FloatArray
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 
 ARRAY_MARK = "float32"  # key of an array among the extras: its shape
 EXTRAS_KEY = "gometal_mlx"  # the one top-level key that go-metal does not know, and so ignores
@@ -40,11 +40,11 @@ def check_extras(value: Any, name: str = EXTRAS_KEY, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         raise CheckpointError(f"{name[:80]}: more than {MAX_DEPTH} levels deep, or within itself")
     if depth == 0 and not isinstance(value.get("info", {}), Mapping):
-        raise CheckpointError(f"{name}/info: a map of names is needed, got {value['info']!r:.60}")
+        raise CheckpointError(f"{name}/info: a map of names is needed, got {shown(value['info'], 60)}")
     if isinstance(value, Mapping):
         for k, v in value.items():
             if not isinstance(k, str) or not _is_text(k):
-                raise CheckpointError(f"{name}: the key {k!r:.60} is no text; JSON needs one")
+                raise CheckpointError(f"{name}: the key {shown(k, 60)} is no text; JSON needs one")
             if k == ARRAY_MARK:
                 raise CheckpointError(f"{name}: the key {k!r} marks an array in the file; choose another")
             check_extras(v, f"{name}/{k}", depth + 1)
@@ -62,7 +62,7 @@ def _check_extra(value: Any, name: str) -> None:
         check_finite(value, name)
     elif isinstance(value, str):
         if not _is_text(value):
-            raise CheckpointError(f"{name}: {value!r:.60} is no text that UTF-8 can hold")
+            raise CheckpointError(f"{name}: {shown(value, 60)} is no text that UTF-8 can hold")
     elif not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating | None):
         raise CheckpointError(f"{name}: a JSON value or a float32 array is needed, got {type(value).__name__}")
 

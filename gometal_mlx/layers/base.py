@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from .._types import FloatArray, Params, Shape, f32, fits_float32
-from ..errors import SpecError
+from ..errors import SpecError, shown
 
 LAYERS: dict[int, type[Layer]] = {}  # LayerType code -> class; filled by Layer.__init_subclass__
 
@@ -153,7 +153,7 @@ class Layer:
         if real and kind == "float":
             return f32(value)  # go-metal's precision; ONNX and safetensors give the same number back
         article = "an" if kind == "int" else "a"
-        raise self.error(f"{field.name} must be {article} {kind}, got {value!r:.60}")
+        raise self.error(f"{field.name} must be {article} {kind}, got {shown(value, 60)}")
 
     def error(self, text: str) -> SpecError:
         """A SpecError that names this layer."""

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from .._types import f32, fits_float32
-from ..errors import SpecError
+from ..errors import SpecError, shown
 from ..layers.base import suggest
 from .schedulers import LRScheduler, make_scheduler
 
@@ -190,7 +190,7 @@ class TrainerConfig:
         self._check_lists()
         if self.scheduler is not None and not isinstance(self.scheduler, LRScheduler):
             if not isinstance(self.scheduler, Mapping):
-                raise SpecError(f"TrainerConfig: scheduler must be an LRScheduler, got {self.scheduler!r:.60}")
+                raise SpecError(f"TrainerConfig: scheduler must be an LRScheduler, got {shown(self.scheduler, 60)}")
             self._put("scheduler", make_scheduler(self.scheduler))
         if self.optimizer_type == OptimizerType.LBFGS and (self.use_mixed_precision or self.accumulation_steps > 1):
             raise SpecError("TrainerConfig: LBFGS works on one float32 batch; no mixed precision, no accumulation")
@@ -204,10 +204,10 @@ class TrainerConfig:
             return
         kinds = (int, np.integer) if whole else (int, float, np.number)
         if isinstance(value, bool) or not isinstance(value, kinds) or not (whole or fits_float32(value)):
-            raise SpecError(f"TrainerConfig: {name} must be {needed}, got {value!r:.60}")
+            raise SpecError(f"TrainerConfig: {name} must be {needed}, got {shown(value, 60)}")
         number = int(value) if whole else f32(value)
         if not allowed(number):
-            raise SpecError(f"TrainerConfig: {name} must be {needed}, got {value!r:.60}")
+            raise SpecError(f"TrainerConfig: {name} must be {needed}, got {shown(value, 60)}")
         self._put(name, number)
 
     def _check_lists(self) -> None:
@@ -215,13 +215,13 @@ class TrainerConfig:
             given = getattr(self, name)
             values = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (None,)
             if not all(isinstance(v, str) for v in values):
-                raise SpecError(f"TrainerConfig: {name} must be a list of names, got {given!r:.60}")
+                raise SpecError(f"TrainerConfig: {name} must be a list of names, got {shown(given, 60)}")
             self._put(name, values)
         if (chosen := self.class_weights) is not None:
             weights = list(chosen) if isinstance(chosen, Iterable) else []
             real = [isinstance(w, int | float | np.number) and fits_float32(w) and f32(w) > 0 for w in weights]
             if not weights or not all(real):
-                raise SpecError(f"TrainerConfig: class_weights must be numbers greater than 0, got {chosen!r:.60}")
+                raise SpecError(f"TrainerConfig: class_weights must be numbers greater than 0, got {shown(chosen, 60)}")
             self._put("class_weights", tuple(f32(w) for w in weights))
 
     def to_dict(self) -> dict[str, Any]:

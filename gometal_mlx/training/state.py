@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..errors import CheckpointError, SpecError
+from ..errors import CheckpointError, SpecError, shown
 from .config import TrainerConfig
 from .step import Carried
 
@@ -96,7 +96,7 @@ class RunState:
             raise CheckpointError(f"gometal_mlx.config: {e}") from e
         start = extras.get("run_start")
         if start is not None and (not isinstance(start, int) or isinstance(start, bool) or start < 0):
-            raise CheckpointError(f"gometal_mlx.run_start: an epoch needed, got {start!r:.80}")
+            raise CheckpointError(f"gometal_mlx.run_start: an epoch needed, got {shown(start)}")
         return cls(
             config=config,
             carried=carried,
@@ -123,7 +123,7 @@ class _Reader:
     def _of(self, name: str, kind: type | tuple[type, ...], default: Any, needed: str) -> Any:
         value = self.extras.get(name, default)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise CheckpointError(f"gometal_mlx.{name}: {needed} needed, got {value!r:.80}")
+            raise CheckpointError(f"gometal_mlx.{name}: {needed} needed, got {shown(value)}")
         return value
 
     def number(self, name: str, default: float) -> float:
@@ -136,24 +136,24 @@ class _Reader:
     def records(self, name: str) -> list[dict[str, Any]]:
         found: list[Any] = self._of(name, list, [], "a list of maps")
         if not all(isinstance(r, dict) for r in found):
-            raise CheckpointError(f"gometal_mlx.{name}: a list of maps needed, got {found!r:.80}")
+            raise CheckpointError(f"gometal_mlx.{name}: a list of maps needed, got {shown(found)}")
         return found
 
     def numbers(self, name: str, count: int, default: tuple[float, ...]) -> tuple[float, ...]:
         found = self._of(name, list, list(default), f"{count} numbers")
         if len(found) != count or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in found):
-            raise CheckpointError(f"gometal_mlx.{name}: {count} numbers needed, got {found!r:.80}")
+            raise CheckpointError(f"gometal_mlx.{name}: {count} numbers needed, got {shown(found)}")
         return tuple(float(v) for v in found)
 
 
 def _key(words: Any) -> tuple[int, int]:
     fits = isinstance(words, list) and len(words) == 2 and all(isinstance(w, int) and 0 <= w < 2**32 for w in words)
     if not fits:
-        raise CheckpointError(f"gometal_mlx.rng: two words of 32 bits needed, got {words!r:.80}")
+        raise CheckpointError(f"gometal_mlx.rng: two words of 32 bits needed, got {shown(words)}")
     return words[0], words[1]
 
 
 def _counts(values: Any) -> tuple[int, int]:
     if not isinstance(values, list) or len(values) != 2 or not all(isinstance(v, int) and v >= 0 for v in values):
-        raise CheckpointError(f"gometal_mlx.accumulated.waiting: two counts needed, got {values!r:.80}")
+        raise CheckpointError(f"gometal_mlx.accumulated.waiting: two counts needed, got {shown(values)}")
     return values[0], values[1]

@@ -116,7 +116,7 @@ def test_a_shape_of_more_dimensions_than_numpy_has_is_refused(fields: str) -> No
     one_line(e.value, "f.json: $.")
 
 
-@pytest.mark.parametrize("shape", [[5, 1, 2**63 - 1, 0], [0, 2**62, 4], [2**31, 2**31, 2**31, 0]])
+@pytest.mark.parametrize("shape", [[5, 1, 2**63 - 1, 0], [0, 2**62, 4], [2**31, 2**31, 2**31, 0], [3, 10**18, 0]])
 def test_an_empty_array_of_absurd_dimensions_is_refused(shape: list[int]) -> None:
     """_shaped and extra: ValueError (cannot reshape array of size 0)."""
     with pytest.raises(CheckpointError) as e:
@@ -125,6 +125,13 @@ def test_an_empty_array_of_absurd_dimensions_is_refused(shape: list[int]) -> Non
     with pytest.raises(CheckpointError) as e:
         read_fields(f'"gometal_mlx": {{"version": 1, "x": {{"float32": {shape}, "data": []}}}}')
     one_line(e.value, "f.json: $.gometal_mlx.x")
+
+
+def test_an_array_for_the_version_is_told_in_one_line() -> None:
+    """checkpoint: the message showed its numbers, line by line."""
+    with pytest.raises(CheckpointError) as e:
+        read_fields('"gometal_mlx": {"version": {"float32": [2, 3], "data": [1, 2, 3, 4, 5, 6]}}')
+    one_line(e.value, "f.json: $.gometal_mlx.version", "the file has an array of shape (2, 3)")
 
 
 @pytest.mark.parametrize("shape", [[-1], [-1, -1], [-2, -1], [2, -1, -1]])

@@ -552,13 +552,13 @@ def classifier(outputs: Sequence[tuple[str, int]]) -> Graph:
 @pytest.mark.parametrize("outputs", [[("label", INT64), ("p", FLOAT)], [("p", FLOAT), ("label", INT64)]])
 def test_labels_are_left_out(outputs: list[tuple[str, int]], path: Path) -> None:
     c = assert_imported(classifier(outputs), "Dense Softmax", path, output="p")
-    assert any("'p'" in n and "label is left out" in n for n in c.notes)
+    assert any("'p'" in n and "'label' is left out" in n for n in c.notes)
 
 
 def test_two_float_outputs_are_refused(path: Path) -> None:
     with pytest.raises(UnsupportedError) as e:
         load_of(classifier([("z", FLOAT), ("p", FLOAT)]), path)
-    one_line(e.value, str(path), "2 outputs (z, p)")
+    one_line(e.value, str(path), "2 outputs ('z', 'p')")
 
 
 def test_a_label_alone_is_refused(path: Path) -> None:

@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 from ..._types import FloatArray, Shape
-from ...errors import CheckpointError, UnsupportedError
+from ...errors import CheckpointError, UnsupportedError, shown
 from ...layers.base import LAYERS
 from ...layers.spec import MAX_ELEMENTS
 from .folding import FOLDED, fold
@@ -35,7 +35,7 @@ _NAMES = dict(zip(TensorProto.DataType.values(), TensorProto.DataType.keys(), st
 LAYOUT_OPS = ("Identity", "Cast", "Transpose")  # understood by the walk itself
 
 
-@dataclass
+@dataclass(repr=False)
 class Node:
     """One operator with its attributes.
 
@@ -53,15 +53,8 @@ class Node:
     read: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
-        return f"node {shown(self.name)!r} ({self.op if self.op.isidentifier() else repr(shown(self.op))})"
-
-
-def shown(value: Any) -> str:
-    """A value of the file for a message of one line: not longer than 80 characters, an array by its shape."""
-    text = f"a tensor of shape {value.shape}" if isinstance(value, np.ndarray) else str(value)
-    text = " ".join(text.split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    def __repr__(self) -> str:
+        return f"node {shown(self.name)} ({self.op if self.op.isidentifier() else shown(self.op)})"
 
 
 def listed(values: Iterable[Any]) -> str:
@@ -138,7 +131,7 @@ class Graph:
             if len(floats) != 1:
                 raise UnsupportedError(f"{len(outputs)} outputs ({listed(outputs)}); a model has one")
             self.notes.append(
-                f"took the output {shown(floats[0])!r}; {listed(n for n in outputs if n not in floats)} is left out"
+                f"took the output {shown(floats[0])}; {listed(n for n in outputs if n not in floats)} is left out"
             )
             outputs = floats
         if not outputs:
@@ -277,7 +270,7 @@ def _node(n: onnx.NodeProto, position: int, opset: int) -> Node:
         raise CheckpointError(f"{node}: has no output")
     for a in n.attribute:
         if not a.name.isidentifier():
-            raise CheckpointError(f"{node}: {shown(a.name)!r} is no name of an attribute")
+            raise CheckpointError(f"{node}: {shown(a.name)} is no name of an attribute")
         try:
             node.attributes[a.name] = _attribute(a, node, schema)
         except UnsupportedError as e:

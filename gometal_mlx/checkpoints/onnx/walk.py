@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 
 from ..._types import FloatArray, Shape
-from ...errors import CheckpointError, GoMetalError, UnsupportedError
+from ...errors import CheckpointError, GoMetalError, UnsupportedError, shown
 from ...layers import Layer, ModelSpec
 from ...layers.base import LAYERS
 from ...layers.spec import usable_name
 from ..checkpoint import WeightTensor
 from .folding import BATCH
-from .graph import Graph, Node, listed, shown
+from .graph import Graph, Node, listed
 
 MAX_TOLD = 30  # problems in one message
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")  # element by element; the data may stand on either side

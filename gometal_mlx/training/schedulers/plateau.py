@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ...errors import SpecError
+from ...errors import SpecError, shown
 from .base import LRScheduler
 
 
@@ -82,5 +82,5 @@ class ReduceLROnPlateauScheduler(LRScheduler):
             and isinstance(scale, int | float)
         )
         if not fits:
-            raise SpecError(f"{self.name}: best, waited and scale needed as its state, got {dict(state)!r:.80}")
+            raise SpecError(f"{self.name}: best, waited and scale needed as its state, got {shown(dict(state))}")
         self.best, self.waited, self.scale = best, waited or 0, float(scale or 0)
