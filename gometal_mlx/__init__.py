@@ -5,7 +5,7 @@
 101770
 """
 
-from . import _blas as _blas  # first: it chooses the BLAS for mlx, which the rest imports
+from . import _cpu as _cpu  # first: it chooses the BLAS for mlx, which the rest imports
 from . import errors
 from ._version import __version__
 from .checkpoints import Checkpoint, CheckpointFormat, load, save

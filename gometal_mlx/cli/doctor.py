@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from .._blas import STATUS
+from .._cpu import flushes_denormals
 from .._version import __version__
 from ..errors import GoMetalError
 from .table import table
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     broken: list[str] = []
     sections: dict[str, list[Row]] = {
         "Versions": _versions(broken),
-        "Device": [("default", mx.default_device()), ("Metal", "available" if mx.metal.is_available() else "no")],
+        "Device": _device(),
         "BLAS": _blas(broken),
         "Compiler": _compiler(broken),
         "Optional": _extras(),
@@ -52,6 +53,12 @@ def run(args: argparse.Namespace) -> int:
     if broken:
         raise GoMetalError("; ".join(broken))
     return 0
+
+
+def _device() -> list[Row]:
+    told = "zeros on the CPU" if flushes_denormals() else "exact on the CPU, and slow there"
+    metal = "available" if mx.metal.is_available() else "no"
+    return [("default", mx.default_device()), ("Metal", metal), ("denormal numbers", told)]
 
 
 def _versions(broken: list[str]) -> list[Row]:

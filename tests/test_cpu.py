@@ -1,0 +1,75 @@
+"""Denormal numbers are zeros where MLX computes on a CPU, and nowhere else. Each case is a process of its own."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+x86 = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="only x86's register for it is known to us"
+)
+TELL = """
+import numpy as np
+{before}
+import gometal_mlx as gm, mlx.core as mx
+from gometal_mlx._cpu import flushes_denormals
+mx.set_default_device(mx.cpu)
+tiny = np.full(1000, 2.0**-140, np.float32)
+x = mx.array(tiny)
+product = mx.ones((10, 100)) @ x.reshape(100, 10)  # BLAS's thread for a small one
+print(flushes_denormals(), float(mx.sum(x * 2)), float(mx.compile(lambda v: v * 2)(x)[0]), float(mx.max(product)))
+print((tiny * 2 == 2.0**-139).all(), np.array_equal(np.array(x), tiny))
+"""
+
+
+def told(before: str = "", **environment: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", TELL.format(before=before)],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+@x86
+def test_mlx_takes_them_for_zeros_and_numpy_does_not() -> None:
+    assert told() == ["True 0.0 0.0 0.0", "True True"]
+
+
+@x86
+@pytest.mark.parametrize(
+    ("before", "environment"),
+    [("", {"GOMETAL_DENORMALS": "keep"}), ("import mlx.core as mx; mx.eval(mx.zeros(1, stream=mx.cpu) + 1)", {})],
+    ids=["as the variable asks", "where MLX computed before"],
+)
+def test_they_are_kept(before: str, environment: dict[str, str]) -> None:
+    flushes, *values = told(before, **environment)[0].split()
+    assert flushes == "False"
+    assert all(float(v) > 0 for v in values)
+
+
+@x86
+def test_other_processors_are_left_alone() -> None:
+    before = "import platform; platform.machine = lambda: 'riscv64'"
+    assert told(before)[0].startswith("False ")
+
+
+def test_a_checkpoint_keeps_them(tmp_path: Path) -> None:
+    """Files hold what numpy reads; nothing is computed with on the way."""
+    code = """
+import sys, numpy as np, gometal_mlx as gm
+from gometal_mlx.checkpoints import extract_weights
+trainer = gm.ModelTrainer(gm.ModelBuilder((1, 4)).add_dense(3, name="fc").compile())
+weights = [w for w in extract_weights(trainer.model)]
+for w in weights:
+    w.data[:] = np.arange(1, w.data.size + 1, dtype=np.float32).reshape(w.shape) * np.float32(2.0**-149)
+gm.checkpoints.load_weights(trainer.model, weights)
+for name in ("a.json", "a.safetensors"):
+    trainer.save(sys.argv[1] + name)
+    again = gm.ModelTrainer.resume(sys.argv[1] + name)
+    for w, v in zip(weights, extract_weights(again.model), strict=True):
+        assert w.data.tobytes() == v.data.tobytes() and v.data.any()
+"""
+    subprocess.run([sys.executable, "-c", code, f"{tmp_path}{os.sep}"], check=True)
