@@ -1,5 +1,6 @@
-"""Names for the few types that cross package borders, and the two ways a number becomes a float."""
+"""Names for the few types that cross package borders, and how MLX's numbers become Python's and numpy's."""
 
+import copy
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -26,6 +27,17 @@ def f32(value: float | np.number[Any]) -> float:
     the same number. The value must fit (``fits_float32``).
     """
     return float(str(np.float32(value)))
+
+
+def view(array: mx.array) -> FloatArray:
+    """An MLX array's own numbers as read-only float32; another type is converted. It waits for them.
+
+    Nobody changes them: MLX's arrays are values, and a step of training makes new ones. The view has an array object of
+    its own, for ``a += 1`` gives the object that it is called on other memory.
+    """
+    found = np.array(copy.copy(array), np.float32, copy=None)
+    found.flags.writeable = False
+    return found
 
 
 def number(value: mx.array) -> float:

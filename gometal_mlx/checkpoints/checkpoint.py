@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .._types import FloatArray, Shape, fits_float32
+from .._types import FloatArray, Shape, fits_float32, view
 from ..errors import CheckpointError, SpecError
 from ..layers import Model, ModelSpec
 from ..layers.base import STATISTICS
@@ -186,11 +186,12 @@ def extract_weights(model: Model, *, copy: bool = True) -> list[WeightTensor]:
     """The model's arrays as WeightTensors: learned ones in go-metal's order, then the running statistics.
 
     Args:
-        copy: False gives views of the model's own memory, for as long as nobody changes the model.
+        copy: False gives read-only views, which stay as they are whatever becomes of the model.
     """
     mx.eval(model.state)
     slots = [(layer.name, name, param.kind) for layer, name, param in model.slots()]
-    arrays = [np.array(model[layer][name], np.float32, copy=copy or None) for layer, name, _ in slots]
+    views = [view(model[layer][name]) for layer, name, _ in slots]
+    arrays = [a.copy() for a in views] if copy else views
     return [
         WeightTensor(f"{layer}.{name}", a.shape, a, layer, kind)
         for (layer, name, kind), a in zip(slots, arrays, strict=True)

@@ -15,8 +15,8 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from .._types import FloatArray, Params, Shape, f32, fits_float32
-from ..errors import CheckpointError, SpecError
+from .._types import FloatArray, Params, Shape, f32, fits_float32, view
+from ..errors import CheckpointError, SpecError, shown
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}  # json_type -> class; filled by Optimizer.__init_subclass__
 
@@ -92,7 +92,7 @@ class Optimizer(optim.Optimizer):
         real = isinstance(value, int | float | np.number) and not isinstance(value, bool) and fits_float32(value)
         number = (int(value) if kind == "int" and value == int(value) else f32(value)) if real else None
         if number is None or not allowed(number) or (kind == "int" and not isinstance(number, int)):
-            raise SpecError(f"{self.json_type}: {name} must be {text}, got {value!r:.60}")
+            raise SpecError(f"{self.json_type}: {name} must be {text}, got {shown(value, 60)}")
         return number
 
     def slots(self) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ class Optimizer(optim.Optimizer):
         return {**saved, "step_count": int(self.step.item())}
 
     def saved_tensors(self, slots: Slots) -> list[tuple[str, str, FloatArray]]:
-        """(name, state_type, flat array) of every state array, grouped by state type as go-metal does."""
+        """(name, state_type, flat read-only view) of every state array, grouped by state type as go-metal does."""
         return [
             (f"{kind}_{i}", kind, self._saved(kind, layer, param, shape))
             for kind in self.slots()
@@ -142,9 +142,7 @@ class Optimizer(optim.Optimizer):
 
     def _saved(self, kind: str, layer: str, param: str, shape: Shape) -> FloatArray:
         state = self.state.get(layer, {}).get(param)  # a frozen parameter has none; go-metal wants zeros there
-        return (
-            np.zeros(math.prod(shape), np.float32) if state is None else np.array(state[kind], np.float32).reshape(-1)
-        )
+        return np.zeros(math.prod(shape), np.float32) if state is None else view(state[kind]).reshape(-1)
 
     def restore(self, parameters: Mapping[str, Any], tensors: Iterable[StateTensor], slots: Slots) -> bool:
         """Take over a saved state, all of it or (with an error) nothing.

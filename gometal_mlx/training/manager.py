@@ -285,7 +285,7 @@ class CheckpointManager(Callback):
         start = time.monotonic()
         self.wait()
         self.folder.open()
-        checkpoint = self.trainer.checkpoint(description, [f"epoch_{epoch}"])
+        checkpoint = self.trainer.checkpoint(description, [f"epoch_{epoch}"], copy=False)
         checkpoint.training_state.epoch, checkpoint.training_state.step = epoch, step
         if value is not None:
             checkpoint.extras["monitored"] = value  # by which a folder without its manifest knows the best

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -74,13 +74,23 @@ class ResumableTrainer(Trainer):
     @property
     def optimizer_state(self) -> OptimizerState | None:
         """A copy of the optimizer's state in go-metal's names; None for one (L-BFGS) that go-metal cannot store."""
-        if not self.optimizer.in_go_metal:
-            return None
-        tensors = [OptimizerTensor(n, (a.size,), a, kind) for n, kind, a in self.optimizer.saved_tensors(self._slots())]
-        return OptimizerState(self.optimizer.json_type, self.optimizer.saved_parameters(), tensors)
+        return self._optimizer_state(copy=True)
 
-    def checkpoint(self, description: str = "", tags: Sequence[str] = ()) -> Checkpoint:
-        """Everything needed to go on from here, as numpy copies that later steps do not touch."""
+    def _optimizer_state(self, *, copy: bool) -> OptimizerState | None:
+        optimizer = self.optimizer
+        if not optimizer.in_go_metal:
+            return None
+        views = optimizer.saved_tensors(self._slots())
+        tensors = [OptimizerTensor(n, (a.size,), a.copy() if copy else a, kind) for n, kind, a in views]
+        return OptimizerState(optimizer.json_type, optimizer.saved_parameters(), tensors)
+
+    def checkpoint(self, description: str = "", tags: Sequence[str] = (), *, copy: bool = True) -> Checkpoint:
+        """Everything needed to go on from here, which later steps do not touch.
+
+        Args:
+            copy: False gives read-only views instead of numpy copies. Nothing is copied then, neither now nor later: a
+                step makes new arrays, and the old ones stay for as long as the views.
+        """
         best_loss = f32(self.best_loss) if math.isfinite(self.best_loss) else UNKNOWN_BEST_LOSS
         state = TrainingState(self.epoch, self.step, self.learning_rate, best_loss, f32(self.best_accuracy), self.step)
         run = self._run or self._pending
@@ -98,16 +108,16 @@ class ResumableTrainer(Trainer):
             callbacks=run.callback_states() if run else [],
             stopping=self.should_stop if run else False,
         )
-        weights, metadata = extract_weights(self.model), CheckpointMetadata.now(description, tags)
+        weights, metadata = extract_weights(self.model, copy=copy), CheckpointMetadata.now(description, tags)
         spec = with_statistics(self.spec, weights)
         check_extras({"info": self.info})
         about = {"info": self.info} if self.info else {}
-        extras = copy.deepcopy(saved.to_extras() | about)  # history and callbacks change while a thread writes
-        return Checkpoint(spec, weights, state, self.optimizer_state, metadata, extras)
+        extras = deepcopy(saved.to_extras() | about)  # history and callbacks change while a thread writes
+        return Checkpoint(spec, weights, state, self._optimizer_state(copy=copy), metadata, extras)
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write a checkpoint in the format the suffix names; see ``checkpoints.save``."""
-        return save(self.checkpoint(), path, **options)
+        return save(self.checkpoint(copy=False), path, **options)
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str]) -> Self:
@@ -145,7 +155,7 @@ class ResumableTrainer(Trainer):
         run = RunState.from_extras(checkpoint.extras)
         optimizer = self._new_optimizer()
         live = self._restore_optimizer(optimizer, checkpoint, run, reset_optimizer)
-        scheduler = copy.deepcopy(self.scheduler)
+        scheduler = deepcopy(self.scheduler)
         ignored = [f"config.{name} (unknown)" for name in (run.unknown if run else ())]
         if run and run.scheduler and not scheduler:
             ignored.append("scheduler state (the trainer has no schedule)")
@@ -167,7 +177,7 @@ class ResumableTrainer(Trainer):
         self.best_loss = math.inf if state.best_loss in (0, UNKNOWN_BEST_LOSS) else state.best_loss
         self.best_accuracy, self._step = state.best_accuracy, step
         self.base_learning_rate = optimizer.rate if run is None and scheduler is None else self.base_learning_rate
-        self._pending, self.info = None, copy.deepcopy(dict(checkpoint.info)) or self.info
+        self._pending, self.info = None, deepcopy(dict(checkpoint.info)) or self.info
         if run is not None:
             self.best_loss, self.best_accuracy, self.history = run.best_loss, run.best_accuracy, History(run.history)
             self.base_learning_rate = run.base_learning_rate

@@ -14,7 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .._compile import evaluated, tell_if_there_is_no_compiler
-from .._types import FloatArray, number
+from .._types import FloatArray, number, view
 from ..errors import TrainingError
 from ..layers import Model
 from ..optimizers import Optimizer
@@ -275,7 +275,7 @@ class TrainingStep:
         first, second = (int(word) for word in np.asarray(self._state["key"]))
         accumulated = None
         if self._waiting:
-            accumulated = {k: np.array(v, np.float32) for k, v in tree_flatten(self._state["accumulated"])}
+            accumulated = {k: view(v) for k, v in tree_flatten(self._state["accumulated"])}
         rows = int(number(self._state["rows"])) if self._waiting else 0
         scaling = tuple(float(v) for v in np.asarray(self._state["scaling"]))
         return Carried((first, second), tuple(self.totals), scaling, accumulated, (self._waiting, rows))

@@ -8,6 +8,7 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from training_support import arrays, assert_same, blobs, mlp, noisy
@@ -211,6 +212,8 @@ def _with_state(change):
          "layer 2: ReLU 'relu' against Tanh 't'"),
         (lambda: _with_extra(rng=[1]), r"gometal_mlx.rng: two words of 32 bits needed, got \[1\]"),
         (lambda: _with_extra(history=3), "gometal_mlx.history"),
+        (lambda: _with_extra(totals=np.ones((2, 3), np.float32)),
+         r"gometal_mlx.totals: 3 numbers needed, got an array of shape \(2, 3\)$"),
         (lambda: _with_extra(config={"batch_size": 0}), "gometal_mlx.config: TrainerConfig: batch_size must be"),
         (lambda: _with_extra(best_loss="x"), "gometal_mlx.best_loss: a number needed"),
         (lambda: _with_state(lambda s: s.state_data.pop()), "'variance_3' is missing"),
@@ -288,12 +291,20 @@ def test_saving_does_not_disturb_the_run(tmp_path):
     assert_same(a, b)
 
 
-def test_a_checkpoint_is_a_copy():
-    trainer = ModelTrainer(mlp(), config())
-    checkpoint = trainer.checkpoint("before", ["tag"])
-    kept = [w.data.copy() for w in checkpoint.weights]
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_checkpoint_stays_as_it_is(copy):
+    trainer = ModelTrainer(noisy(), config())
+    trainer.fit(blobs(16), 1)
+    checkpoint = trainer.checkpoint("before", ["tag"], copy=copy)
+    tensors = [t for _, t in checkpoint.tensors()]
+    kept = [t.data.copy() for t in tensors]
     trainer.fit(blobs(32), 2)
-    assert all(np.array_equal(a, w.data) for a, w in zip(kept, checkpoint.weights, strict=True))
+    for layer, name, _ in trainer.model.slots():
+        trainer.model[layer.name][name] += 1
+    trainer.fit(blobs(32), 2)
+    mx.eval(trainer.model.state)
+    assert all(np.array_equal(a, t.data) for a, t in zip(kept, tensors, strict=True))
+    assert [t.data.flags.writeable for t in tensors] == [copy] * len(tensors)
     assert checkpoint.metadata.description == "before"
     assert checkpoint.metadata.tags == ["tag"]
     assert checkpoint.metadata.framework == "gometal_mlx"
