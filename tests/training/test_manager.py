@@ -351,6 +351,31 @@ def test_an_async_file_is_of_the_moment_it_was_asked_for(tmp_path):
         assert all(np.array_equal(a, w.data) for a, w in zip(expected, gm.load(path).weights, strict=True))
 
 
+def test_an_async_file_is_finished_when_the_process_ends(tmp_path):
+    """The writer holds MLX's arrays then; nobody waited, and nobody closed the manager."""
+    script = textwrap.dedent("""
+        import sys
+        import numpy as np
+        import gometal_mlx as gm
+        from gometal_mlx.training import CheckpointConfig, CheckpointManager
+
+        t = gm.ModelTrainer(gm.ModelBuilder((8, 512)).add_dense(512).add_dense(4).compile())
+        data = np.zeros((16, 512), np.float32), np.zeros(16, np.int32)
+        m = CheckpointManager(t, CheckpointConfig(sys.argv[1], format="SAFETENSORS", async_save=True))
+        for _ in range(3):
+            t.fit(data, 1)
+            m.save_checkpoint()
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "c"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    entries = CheckpointFolder(tmp_path / "c", "*").newest_first()
+    assert [e.epoch for e in entries] == [3, 2, 1]
+    for entry in entries:
+        CheckpointFolder(tmp_path / "c", "*").check(entry)
+
+
 def test_a_best_file_that_was_removed_by_hand_counts_no_more(tmp_path):
     with manager(trainer(), tmp_path) as m:
         assert m.save_best_checkpoint(1, 1, 0.1, 0.5)
