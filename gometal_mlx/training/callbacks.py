@@ -101,7 +101,7 @@ class EarlyStopping(Callback):
         if self.best is None or sign * value < sign * self.best - self.min_delta:
             self.best, self.best_epoch, self.waited = value, event.epoch, 0
             if self.restore_best:
-                self._weights = {w.name: w.data for w in extract_weights(event.trainer.model)}
+                self._weights = {w.name: w.data for w in extract_weights(event.trainer.model, copy=False)}
             return
         self.waited += 1
         if self.waited >= self.patience:
@@ -109,7 +109,7 @@ class EarlyStopping(Callback):
 
     def on_fit_end(self, event: Event) -> None:
         if self.restore_best and self._weights and self.best_epoch < event.epoch:
-            kept = [replace(w, data=self._weights[w.name]) for w in extract_weights(event.trainer.model)]
+            kept = [replace(w, data=self._weights[w.name]) for w in extract_weights(event.trainer.model, copy=False)]
             load_weights(event.trainer.model, kept)
 
     def state_dict(self) -> dict[str, Any]:

@@ -155,13 +155,13 @@ def _with_softmax(model: Model) -> Model:
     taken = [layer.name for layer in model.layers]
     layers = [*model.layers, Softmax(name=usable_name("softmax", taken))]
     extended = Model(ModelSpec.from_layers(layers, model.spec.input_shape), seed=0)
-    extended.assign(extract_weights(model), None, [])
+    extended.assign(extract_weights(model, copy=False), None, [])
     return extended
 
 
 def _round_to_float16(model: Model) -> None:
     rounded = []
-    for w in extract_weights(model):
+    for w in extract_weights(model, copy=False):
         with np.errstate(over="ignore"):
             data = w.data.astype(np.float16).astype(np.float32)
         check_finite(data, f"weight {w.name!r} as float16")
