@@ -367,7 +367,11 @@ def test_an_async_file_is_finished_when_the_process_ends(tmp_path):
             m.save_checkpoint()
     """)
     done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "c"], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-W", "ignore", "-c", script, tmp_path / "c"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
     entries = CheckpointFolder(tmp_path / "c", "*").newest_first()
