@@ -3,7 +3,7 @@
     python benchmarks/async_save.py        # writes async_save.md and async_save.json beside itself
 
 An MLP of ten million parameters trains with Adam (a file has thirty million numbers), compiled, in one long ``fit``.
-It is cut into segments of as many steps as a save in the background takes twice. At the start of each one nothing is
+It is cut into segments of as many steps as two and a half saves take. At the start of each one nothing is
 saved, or a checkpoint in the training thread, or one in a thread of its own; its end waits until the file is finished.
 The three take turns in random order. What a save costs is the time of its segment above the one without a save in the
 same round; the medians are compared. The target is that an asynchronous save costs less than a tenth of a synchronous
@@ -46,7 +46,7 @@ def measure(rounds: int) -> dict[str, Any]:
     builder = ModelBuilder((BATCH, 1024))
     for i, size in enumerate(HIDDEN, 1):
         builder.add_dense(size, name=f"fc{i}").add_relu(f"relu{i}")
-    # a rate at which nothing is learned: moments that shrink to denormal numbers would make the later steps slow
+    # a rate at which nothing is learned, so that the last segment is like the first
     settings = TrainerConfig(batch_size=BATCH, seed=0, learning_rate=1e-6)
     trainer = ModelTrainer(builder.add_dense(10, name="out").compile(), settings)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Denormal numbers are zeros where MLX computes on a CPU, and nowhere else. Each case is a process of its own."""
+"""What is set up for computing on a CPU: denormal numbers, memory. Each case is a process of its own."""
 
 import os
 import platform
@@ -20,7 +20,8 @@ from gometal_mlx._cpu import flushes_denormals
 mx.set_default_device(mx.cpu)
 tiny = np.full(1000, 2.0**-140, np.float32)
 x = mx.array(tiny)
-product = mx.ones((10, 100)) @ x.reshape(100, 10)  # BLAS's thread for a small one
+tinies = mx.array(np.full((600, 600), 2.0**-140, np.float32))
+product = mx.ones((600, 600)) @ tinies  # large enough for all of BLAS's threads
 doubled = evaluated(lambda: float(mx.compile(lambda v: v * 2)(x)[0]))
 print(flushes_denormals(), float(mx.sum(x * 2)), doubled, float(mx.max(product)))
 print((tiny * 2 == 2.0**-139).all(), np.array_equal(np.array(x), tiny))
@@ -75,3 +76,31 @@ for name in ("a.json", "a.safetensors"):
         assert w.data.tobytes() == v.data.tobytes() and v.data.any()
 """
     subprocess.run([sys.executable, "-c", code, f"{tmp_path}{os.sep}"], check=True)
+
+
+HELD = """
+import gometal_mlx, os, mlx.core as mx
+from gometal_mlx._malloc import KEEPS_MEMORY
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+mx.set_default_device(mx.cpu)
+before, arrays = resident(), [mx.zeros((1 << 20,)) + i for i in range(75)]  # 300 MB, 4 MB each
+mx.eval(arrays)
+arrays.clear()
+print(KEEPS_MEMORY, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
+@pytest.mark.parametrize(
+    ("environment", "stays"),
+    [({}, True), ({"GOMETAL_MALLOC": "keep"}, False), ({"MALLOC_TRIM_THRESHOLD_": "1000000"}, False)],
+)
+def test_freed_memory_stays_unless_the_user_has_told_malloc_something(environment: dict[str, str], stays: bool) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("GOMETAL_MALLOC", "MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run(
+        [sys.executable, "-c", HELD], env={**clean, **environment}, capture_output=True, text=True, check=True
+    )
+    keeps, megabytes = done.stdout.split()
+    assert keeps == str(stays)
+    assert int(megabytes) > 250 if stays else int(megabytes) < 100

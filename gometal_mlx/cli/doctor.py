@@ -21,6 +21,7 @@ import numpy as np
 
 from .._blas import STATUS
 from .._cpu import flushes_denormals
+from .._malloc import KEEPS_MEMORY, STAYS
 from .._version import __version__
 from ..errors import GoMetalError
 from .table import table
@@ -58,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
 def _device() -> list[Row]:
     told = "zeros on the CPU" if flushes_denormals() else "exact on the CPU, and slow there"
     metal = "available" if mx.metal.is_available() else "no"
-    return [("default", mx.default_device()), ("Metal", metal), ("denormal numbers", told)]
+    memory = f"up to {STAYS >> 20} MB stay with the process" if KEEPS_MEMORY else "as malloc does by itself"
+    rows: list[Row] = [("default", mx.default_device()), ("Metal", metal)]
+    return [*rows, ("freed memory", memory), ("denormal numbers", told)]
 
 
 def _versions(broken: list[str]) -> list[Row]:

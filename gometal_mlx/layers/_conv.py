@@ -124,14 +124,17 @@ def _input_gradient(g: mx.array, w: mx.array, size: tuple[int, int], stride: int
     # With few input channels, narrow products by tap and their sum cost less than wide windows of g.
     phase = _by_taps if 2 * w.shape[3] <= w.shape[0] else _by_correlation
     shifts = [divmod(q + padding, stride) for q in range(stride)]  # how far g is shifted, and the first tap
-    spans = [((i, (y, y + down)), (j, (x, x + across))) for (y, i), (x, j) in itertools.product(shifts, shifts)]
-    parts = [phase(g, w[:, i::stride, j::stride], rows, columns) for (i, rows), (j, columns) in spans]
+
+    def part(q: int, r: int) -> mx.array:
+        (y, i), (x, j) = shifts[q], shifts[r]
+        return phase(g, w[:, i::stride, j::stride], (y, y + down), (x, x + across))
+
     if stride == 1:
-        return parts[0]
+        return part(0, 0)
     # writing each part into its place copies once, stacking them twice
     pixels = mx.zeros((g.shape[0], down, stride, across, stride, w.shape[3]), g.dtype)
-    for (q, r), part in zip(itertools.product(range(stride), repeat=2), parts, strict=True):
-        pixels[:, :, q, :, r] = part
+    for q, r in itertools.product(range(stride), repeat=2):
+        pixels[:, :, q, :, r] = part(q, r)
     return pixels.reshape(g.shape[0], down * stride, across * stride, -1)[:, : size[0], : size[1]]
 
 

@@ -86,7 +86,7 @@ class Optimizer(optim.Optimizer):
         kind = type(self).__annotations__.get(name, "float")
         if kind == "bool":
             if not isinstance(value, bool | np.bool_):
-                raise SpecError(f"{self.json_type}: {name} must be True or False, got {value!r}")
+                raise SpecError(f"{self.json_type}: {name} must be True or False, got {shown(value)}")
             return bool(value)
         text, allowed = _RANGES[name]
         real = isinstance(value, int | float | np.number) and not isinstance(value, bool) and fits_float32(value)
@@ -155,7 +155,7 @@ class Optimizer(optim.Optimizer):
         """
         step = parameters.get("step_count", 0)
         if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step < 2**63 or step != int(step):
-            raise CheckpointError(f"optimizer_state.parameters.step_count: a count is needed, got {step!r}")
+            raise CheckpointError(f"optimizer_state.parameters.step_count: a count is needed, got {shown(step)}")
         given = {k: getattr(self, k) for k in self.hyper_names}
         given |= {k: v for k, v in parameters.items() if k in (*self.hyper_names, "learning_rate")}
         if not self.uses_learning_rate or given.get("learning_rate") == 0:

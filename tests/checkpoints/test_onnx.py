@@ -923,7 +923,7 @@ def test_the_name_of_a_constant_is_refused(path: Path) -> None:
 
 def test_a_report_tells_the_outputs_of_models_that_agree_exactly(path: Path) -> None:
     report = save(Checkpoint(ModelBuilder((2, 3)).add_relu().compile(), []), path)
-    assert report.largest_difference < 2**-126  # a denormal edge input is 0 to MLX (_cpu.py)
+    assert report.largest_difference < 2**-126  # a denormal edge input is 0 to MLX (_denormals.py)
     assert report.largest_output > 0
 
 

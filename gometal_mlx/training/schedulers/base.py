@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from ...errors import SpecError
+from ...errors import SpecError, shown
 from ...layers.base import suggest
 
 SCHEDULERS: dict[str, type[LRScheduler]] = {}  # go-metal's name -> class; filled by LRScheduler.__init_subclass__
@@ -34,7 +34,7 @@ class LRScheduler:
             value, kind = getattr(self, f.name), str(f.type)
             whole = isinstance(value, int) and not isinstance(value, bool)
             if (kind == "int" and not whole) or (kind == "float" and not whole and not isinstance(value, float)):
-                raise SpecError(f"{self.name}: {f.name} must be a {kind}, got {value!r}")
+                raise SpecError(f"{self.name}: {f.name} must be a {kind}, got {shown(value)}")
         self.check()
 
     def check(self) -> None:
@@ -43,7 +43,7 @@ class LRScheduler:
     def require(self, name: str, allowed: bool, needed: str) -> None:
         """Raise SpecError for a field unless its value is allowed."""
         if not allowed:
-            raise SpecError(f"{self.name}: {name} must be {needed}, got {getattr(self, name)!r}")
+            raise SpecError(f"{self.name}: {name} must be {needed}, got {shown(getattr(self, name))}")
 
     def get_lr(self, epoch: int, step: int, base_lr: float) -> float:
         """The rate for the next step, after so many finished epochs and steps."""
