@@ -3,9 +3,9 @@
 A number below 1.2e-38 costs an x86 processor a hundred times as much as any other. Adam's first moment of a weight
 whose gradients have vanished shrinks to such numbers and stays there, for 0.9 times the least of them rounds to itself;
 a step of training then takes up to seven times as long. How a thread treats them is part of its state, which the
-threads that it starts inherit. So BLAS and MLX start theirs in a moment in which the main thread takes them for zeros (``_cpu``);
-afterwards that does as before, and numpy notices nothing. Elsewhere than on Linux and x86 nothing is done.
-``GOMETAL_DENORMALS=keep`` leaves all as it was; docs/performance.md has the figures.
+threads that it starts inherit. So BLAS and MLX start theirs in a moment in which the main thread takes them for
+zeros (``_cpu``); afterwards that does as before, and numpy notices nothing. Elsewhere than on Linux and x86 nothing is
+done. ``GOMETAL_DENORMALS=keep`` leaves all as it was; docs/performance.md has the figures.
 """
 
 from __future__ import annotations
