@@ -23,7 +23,7 @@ import struct
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -43,6 +43,7 @@ HELPERS = ("openblas_get_config", "openblas_get_corename", "openblas_get_num_thr
 AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}  # what OpenBLAS's SkylakeX kernels execute
 CPU_FIELDS = {"vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features"}
 CHECK_SECONDS = 120.0
+OPENMP = 2  # what openblas_get_parallel says of a build that asks OpenMP, which has a number for every thread
 
 # Runs in a process of its own, because a library made for another processor ends it with SIGILL.
 CHECK = """
@@ -85,6 +86,9 @@ class BlasStatus:
     core_type: str | None = None  # the kernels that OpenBLAS has chosen
     threads: int | None = None
     notes: tuple[str, ...] = ()  # the reason of every fallback
+
+
+_set_threads: list[Callable[[int], object]] = []  # of the library in use
 
 
 class _Unusable(Exception):
@@ -165,13 +169,29 @@ def _cpu() -> dict[str, str]:
 def _core_and_threads(blas: ctypes.CDLL) -> tuple[str | None, int | None]:
     """OpenBLAS has read its own variables for the number of threads; MKL's we read to it."""
     if not hasattr(blas, "openblas_get_num_threads"):
-        return None, blas.MKL_Get_Max_Threads() if hasattr(blas, "MKL_Get_Max_Threads") else None
+        if not hasattr(blas, "MKL_Get_Max_Threads"):
+            return None, None
+        _set_threads.append(blas.MKL_Set_Num_Threads)
+        return None, blas.MKL_Get_Max_Threads()
+    if not hasattr(blas, "openblas_get_parallel") or blas.openblas_get_parallel() != OPENMP:
+        _set_threads.append(blas.openblas_set_num_threads)
     wanted = os.environ.get("MKL_NUM_THREADS", "")
     own = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
     if wanted.isdecimal() and int(wanted) > 0 and not any(os.environ.get(name) for name in own):
         blas.openblas_set_num_threads(int(wanted))
     blas.openblas_get_corename.restype = ctypes.c_char_p
     return blas.openblas_get_corename().decode(), blas.openblas_get_num_threads()
+
+
+def threads() -> int | None:
+    """How many threads a product may use, if ``use_threads`` can change that; else None."""
+    return STATUS.threads if _set_threads else None
+
+
+def use_threads(count: int) -> None:
+    """Have so many threads compute every product from now on."""
+    for tell in _set_threads:
+        tell(count)
 
 
 def _prepared(source: Source, library: str, environment: Mapping[str, str], machine: list[object]) -> Path:

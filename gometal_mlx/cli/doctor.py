@@ -21,6 +21,7 @@ import numpy as np
 
 from .._blas import STATUS
 from .._cpu import flushes_denormals
+from .._lanes import most
 from .._malloc import KEEPS_MEMORY, STAYS
 from .._version import __version__
 from ..errors import GoMetalError
@@ -61,7 +62,7 @@ def _device() -> list[Row]:
     metal = "available" if mx.metal.is_available() else "no"
     memory = f"up to {STAYS >> 20} MB stay with the process" if KEEPS_MEMORY else "as malloc does by itself"
     rows: list[Row] = [("default", mx.default_device()), ("Metal", metal)]
-    return [*rows, ("freed memory", memory), ("denormal numbers", told)]
+    return [*rows, ("lanes", most()), ("freed memory", memory), ("denormal numbers", told)]
 
 
 def _versions(broken: list[str]) -> list[Row]:

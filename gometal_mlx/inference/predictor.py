@@ -16,7 +16,7 @@ from ..errors import naming
 from ..layers import Model, ModelSpec
 from ..training.config import LossFunction
 from ..training.losses import LOSSES
-from ..training.pieces import in_pieces, piece_rows
+from ..training.pieces import in_pieces
 from ..training.state import RunState
 
 
@@ -71,4 +71,4 @@ class Predictor:
             inputs: ``(N, ...)`` as the model's input shape, any N of at least 1.
         Raises: ShapeError for inputs that do not fit.
         """
-        return in_pieces(self._forward, self.spec.batch(inputs), piece_rows(self.spec))
+        return in_pieces(self._forward, self.spec.batch(inputs), self.spec)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
 from typing import cast
 
 import mlx.core as mx
@@ -151,11 +153,13 @@ def _by_correlation(g: mx.array, taps: mx.array, rows: Span, columns: Span) -> m
 def _by_taps(g: mx.array, taps: mx.array, rows: Span, columns: Span) -> mx.array:
     """The same sum: the products of g with all taps at once, moved into place and added."""
     outputs, height, width, c = taps.shape
+    if not height * width:
+        return mx.zeros(_shape(g, rows, columns, c), g.dtype)
+    down, across = rows[1] - rows[0], columns[1] - columns[0]
+    g = _cut(g, (rows[0] - height + 1, rows[1]), (columns[0] - width + 1, columns[1]))
     products = (g.reshape(-1, outputs) @ taps.reshape(outputs, -1)).reshape(*g.shape[:3], height, width, c)
-    total = mx.zeros(_shape(g, rows, columns, c), g.dtype)
-    for i, j in itertools.product(range(height), range(width)):
-        total = total + _cut(products[:, :, :, i, j], (rows[0] - i, rows[1] - i), (columns[0] - j, columns[1] - j))
-    return total
+    places = itertools.product(enumerate(reversed(range(height))), enumerate(reversed(range(width))))
+    return reduce(add, (products[:, y : y + down, x : x + across, i, j] for (i, y), (j, x) in places))
 
 
 def _shape(g: mx.array, rows: Span, columns: Span, channels: int) -> tuple[int, int, int, int]:

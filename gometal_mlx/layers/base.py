@@ -170,6 +170,14 @@ class Layer:
         """The shape rule, NCHW; raises ShapeError for an input that does not fit."""
         return x
 
+    def rows_apart(self, x: Shape, *, training: bool) -> bool:
+        """Whether each row of the output depends on the same row of the input alone."""
+        return True
+
+    def numbers_per_row(self, x: Shape) -> int:
+        """How many numbers a processor writes down to compute a row of the output."""
+        return math.prod(self.output_shape(x)[1:])
+
     def params(self, x: Shape) -> dict[str, Param]:
         """The layer's arrays by name, in go-metal's order (statistics last)."""
         return {}

@@ -75,6 +75,9 @@ class BatchNorm(Layer):
         }
         return {**(learned if self.affine else {}), **statistics}
 
+    def rows_apart(self, x: Shape, *, training: bool) -> bool:
+        return not training
+
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         rows = x.reshape(-1, x.shape[-1]).astype(mx.float32)  # float16 has too few digits for means over many rows
         n = rows.shape[0]

@@ -52,6 +52,11 @@ class Conv2D(Layer):
     def output_shape(self, x: Shape) -> Shape:
         return (x[0], self.output_channels, *window_shape(self, x, self.kernel_size, self.stride, self.padding))
 
+    def numbers_per_row(self, x: Shape) -> int:
+        _, outputs, height, width = self.output_shape(x)
+        columns = x[1] * self.kernel_size**2 if self.kernel_size > 1 else 0  # every window as a row (_conv.py)
+        return height * width * (outputs + columns)
+
     def derived(self, x: Shape) -> dict[str, int]:
         return {"input_channels": x[1]}
 

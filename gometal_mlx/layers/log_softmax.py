@@ -36,6 +36,9 @@ class LogSoftmax(Activation):
             raise ShapeError(f"LogSoftmax {self.name!r}: axis {self.axis} is outside the input shape {x}")
         return x
 
+    def rows_apart(self, x: Shape, *, training: bool) -> bool:
+        return self.axis % len(x) != 0
+
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         wide = x.astype(mx.float32)
         axis = internal_axis(self.axis, x.ndim)

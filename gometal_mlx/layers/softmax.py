@@ -35,6 +35,9 @@ class Softmax(Activation):
             raise ShapeError(f"Softmax {self.name!r}: axis {self.axis} is outside the input shape {x}")
         return x
 
+    def rows_apart(self, x: Shape, *, training: bool) -> bool:
+        return self.axis % len(x) != 0
+
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         return mx.softmax(x, axis=internal_axis(self.axis, x.ndim), precise=True)
 

@@ -123,6 +123,14 @@ class ModelSpec:
         """The layers with everything inferred filled in; raises as ``from_layers`` does."""
         return tuple(s.layer() for s in self.layers)
 
+    def rows_apart(self, *, training: bool) -> bool:
+        """Whether each row of the output depends on the same row of the input alone."""
+        return all(s.layer().rows_apart(s.input_shape, training=training) for s in self.layers)
+
+    def numbers_per_row(self) -> int:
+        """How many numbers a processor writes down to compute a row of the output, the input's included."""
+        return math.prod(self.input_shape[1:]) + sum(s.layer().numbers_per_row(s.input_shape) for s in self.layers)
+
     def batch(self, inputs: npt.ArrayLike) -> FloatArray:
         """The inputs as a float32 batch; ShapeError unless they are ``(rows >= 1, *input_shape[1:])``."""
         x = np.asarray(inputs, np.float32)

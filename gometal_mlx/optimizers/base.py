@@ -74,6 +74,7 @@ class Optimizer(optim.Optimizer):
 
     def __init__(self, learning_rate: float | Schedule | None, **hyper: float | bool) -> None:
         super().__init__()
+        self.homes: Mapping[Shape, mx.Stream] = {}  # by a parameter's shape; others are updated in the default stream
         self.hyper_names = tuple(hyper)
         for name, value in hyper.items():
             setattr(self, name, self._checked(name, value))
@@ -109,8 +110,13 @@ class Optimizer(optim.Optimizer):
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: Params) -> mx.array:
         lr: mx.array = self.state["learning_rate"] if self.uses_learning_rate else mx.array(0.0)
-        # the rate is float32; weights stay what they are
-        return self.rule(parameter, gradient, state, self.step.astype(mx.float32), lr).astype(parameter.dtype)
+        with mx.stream(self.home(parameter)):
+            # the rate is float32; weights stay what they are
+            return self.rule(parameter, gradient, state, self.step.astype(mx.float32), lr).astype(parameter.dtype)
+
+    def home(self, parameter: mx.array) -> mx.Stream:
+        """The stream in which a parameter is updated."""
+        return self.homes.get(parameter.shape, mx.default_stream(mx.default_device()))
 
     @property
     def rate(self) -> float:

@@ -1,4 +1,4 @@
-"""A model's answers for any number of rows, so many at a time that memory stays bounded."""
+"""How the rows of a batch are dealt out: in pieces, so that memory stays bounded, and to lanes, side by side."""
 
 from __future__ import annotations
 
@@ -10,24 +10,49 @@ import mlx.core as mx
 import numpy as np
 
 from .._compile import evaluated
+from .._lanes import most, side_by_side
 from .._types import FloatArray
 from ..layers import ModelSpec
 from ..layers._device import on_cpu
 
 PREDICT_ROWS = 1024
 CACHED_NUMBERS = 2**19  # 2 MB: what is made of it, columns of a convolution too, then stays in a processor's cache
+LANE_NUMBERS = 2**19  # that a lane writes: fewer do not repay waking a processor
 
 
-def in_pieces(function: Callable[[mx.array], mx.array], x: FloatArray, rows: int) -> FloatArray:
-    """A compiled function of any number of rows, applied to so many at a time, so that memory stays bounded."""
+def in_pieces(function: Callable[[mx.array], mx.array], x: FloatArray, spec: ModelSpec) -> FloatArray:
+    """What a compiled function, the model in evaluation mode, gives for any number of rows; as many pieces at a time as
+    there are lanes."""
+    rows = piece_rows(spec) if spec.rows_apart(training=False) else len(x)
+    pieces = [x[i : i + rows] for i in range(0, len(x), rows)]
+    found: list[FloatArray] = []
+    with side_by_side(min(most(), len(pieces))) as lanes:
 
-    def run(piece: FloatArray) -> FloatArray:
-        return np.array(function(mx.array(piece)), np.float32)
+        def run(given: list[FloatArray]) -> list[FloatArray]:
+            outputs = []
+            for lane, piece in zip(lanes, given, strict=False):
+                with mx.stream(lane):
+                    outputs.append(function(mx.array(piece)))
+            mx.eval(outputs)
+            return [np.array(y, np.float32) for y in outputs]
 
-    return np.concatenate([evaluated(partial(run, x[i : i + rows])) for i in range(0, len(x), rows)])
+        for i in range(0, len(pieces), len(lanes)):
+            found += evaluated(partial(run, pieces[i : i + len(lanes)]))
+    return np.concatenate(found)
 
 
 def piece_rows(spec: ModelSpec) -> int:
     """How many rows to predict at a time: on a CPU so few that the widest layer's output stays in its cache."""
     widest = max(math.prod(s.output_shape[1:]) for s in spec.layers)
     return max(16, min(PREDICT_ROWS, CACHED_NUMBERS // widest)) if on_cpu() else PREDICT_ROWS
+
+
+def lane_rows(spec: ModelSpec) -> float:
+    """How many rows of a batch make a lane worth while in training; infinity where rows depend on each other.
+
+    A lane has gradients of its own for all weights, which are then added up. So as many numbers as there are weights
+    should be written in its forward pass (docs/performance.md has what was measured).
+    """
+    if not spec.rows_apart(training=True):
+        return math.inf
+    return max(spec.total_parameters, LANE_NUMBERS) / spec.numbers_per_row()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from itertools import pairwise
+from operator import add
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,13 +17,19 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .._compile import evaluated, tell_if_there_is_no_compiler
-from .._types import FloatArray, number, view
+from .._lanes import most, side_by_side
+from .._types import FloatArray, Shape, number, view
 from ..errors import TrainingError
 from ..layers import Model
 from ..optimizers import Optimizer
 from .config import TrainerConfig
 from .losses import Loss
-from .pieces import in_pieces, piece_rows
+from .pieces import in_pieces, lane_rows
+
+T = TypeVar("T")
+Lanes = list[mx.Stream]
+Part = tuple[mx.array, mx.array, Any]  # of some rows of a batch: share of the mean loss, correct rows, gradients
+Result = tuple[mx.array, mx.array]  # mean loss and correct rows of a batch
 
 
 @dataclass(frozen=True)
@@ -70,11 +79,13 @@ class TrainingStep:
         self._good: tuple[list[tuple[str, mx.array]], int] | None = None
         self._dtype = getattr(mx, config.precision) if config.use_mixed_precision else None
         self._everything = [model.state, optimizer.state, self._state]
+        self._lane_rows = lane_rows(model.spec)
         self._gradient = nn.value_and_grad(model, self._judge)
-        self._update = self._compiled(self._step)
-        self._collect = self._compiled(self._accumulate)
+        self._lane = mx.compile(self._part, inputs=[model.state, self._state])
+        self._update = self._on_parts(self._step)
+        self._collect = self._on_parts(self._accumulate)
         self._apply = self._compiled(self._apply_accumulated)
-        self._closure = self._compiled(self._evaluate)
+        self._closure = self._on_parts(lambda _, parts: self._sum(parts))
         self._forward: Callable[[mx.array], mx.array] = mx.compile(self._evaluation_forward, inputs=[model.state])
         self._predict: Callable[[mx.array], mx.array] = mx.compile(
             lambda x: loss.predictions(self._evaluation_forward(x)), inputs=[model.state]
@@ -84,12 +95,36 @@ class TrainingStep:
         compiled: Callable[..., Any] = mx.compile(function, inputs=self._everything, outputs=self._everything)
         return compiled
 
+    def _on_parts(self, finish: Callable[[int, list[Part]], T]) -> Callable[..., T]:
+        """``finish`` after the backward pass of a batch: in one compiled function; for several lanes, in one more."""
+        together = self._compiled(
+            lambda x, y, key: finish(x.shape[0], [self._part(x, y, self._next_key() if key is None else key)])
+        )
+        afterwards = self._compiled(finish)
+
+        def run(x: mx.array, y: mx.array, lanes: Lanes, key: mx.array | None = None) -> T:
+            if len(lanes) == 1:
+                found: T = together(x, y, key)
+            else:
+                self._optimizer.homes = self._homes(lanes)
+                parts = self._dealt_out(x, y, self._next_key() if key is None else key, lanes)
+                found = afterwards(x.shape[0], parts)
+            return found
+
+        return run
+
     # ------------------------------------------------------------------------------- what the compiled functions do
 
-    def _judge(self, x: mx.array, y: mx.array, key: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def _next_key(self) -> mx.array:
+        self._state["key"], key = mx.random.split(self._state["key"])
+        return key
+
+    def _judge(
+        self, x: mx.array, y: mx.array, key: mx.array, weight: mx.array | None
+    ) -> tuple[mx.array, mx.array, mx.array]:
         run = self._model.logits if self._loss.uses_logits else self._model
         outputs = run(x, key, self._dtype)
-        mean = self._loss.mean(outputs, y, self._config.class_weights)
+        mean = self._loss.mean(outputs, y, self._config.class_weights, weight)
         correct = self._loss.correct(outputs, y)
         return (
             mean * self._state["scaling"][0] if self._scaled else mean,
@@ -97,22 +132,65 @@ class TrainingStep:
             mx.array(0) if correct is None else correct,
         )
 
-    def _gradients(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array, Any]:
-        self._state["key"], key = mx.random.split(self._state["key"])
+    def _part(self, x: mx.array, y: mx.array, key: mx.array, weight: mx.array | None = None) -> Part:
+        """Forward and backward pass of a batch, or of some rows of one whose ``weight`` is given."""
+        weights = self._model.trainable_parameters()
         with mode(self._model, training=True):
-            (_, mean, correct), gradients = self._gradient(x, y, key)
-        rows = mx.array(float(x.shape[0]))
-        self._state["totals"] = self._state["totals"] + mx.stack([mean * rows, correct.astype(mx.float32), rows])
+            (_, mean, correct), gradients = self._gradient(x, y, key, weight)
+        self._model.update(weights)  # nn.value_and_grad leaves what it traced with
         return mean, correct, gradients
 
-    def _step(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-        loss, correct, gradients = self._gradients(x, y)
+    def _dealt_out(self, x: mx.array, y: mx.array, key: mx.array, lanes: Lanes) -> list[Part]:
+        """The batch's rows in equal shares, one a lane.
+
+        Each is a compiled function of its own: in one for all, MLX would take the constants of one lane for those of
+        the other, which then reads them from memory, number by number.
+        """
+        weight = self._loss.weight(y, self._config.class_weights)
+        ends = [x.shape[0] * i // len(lanes) for i in range(len(lanes) + 1)]
+        parts = []
+        keys = mx.random.split(key, len(lanes))
+        for lane, (start, end), own in zip(lanes, pairwise(ends), keys, strict=True):
+            with mx.stream(lane):
+                parts.append(self._lane(x[start:end], y[start:end], own, weight))
+        return parts
+
+    def _homes(self, lanes: Lanes) -> dict[Shape, mx.Stream]:
+        """Each array goes to the lane that has least so far; those of one shape together, for the reason above."""
+        sizes: dict[Shape, int] = {}
+        for _, w in tree_flatten(self._model.trainable_parameters()):
+            sizes[w.shape] = sizes.get(w.shape, 0) + w.size
+        load = [0] * len(lanes)
+        homes = {}
+        for shape in sorted(sizes, key=lambda s: -sizes[s]):
+            least = load.index(min(load))
+            homes[shape] = lanes[least]
+            load[least] += sizes[shape]
+        return homes
+
+    def _sum(self, parts: list[Part]) -> Part:
+        means, correct, gradients = zip(*parts, strict=True)
+
+        def total(*shares: mx.array) -> mx.array:
+            with mx.stream(self._optimizer.home(shares[0])):
+                return reduce(add, shares)
+
+        return reduce(add, means), reduce(add, correct), tree_map(total, *gradients)
+
+    def _finish(self, rows: int, parts: list[Part]) -> Part:
+        """Loss, correct rows and gradients of the whole batch, which the running totals take in."""
+        mean, correct, gradients = self._sum(parts)
+        count = mx.array(float(rows))
+        self._state["totals"] = self._state["totals"] + mx.stack([mean * count, correct.astype(mx.float32), count])
+        return mean, correct, gradients
+
+    def _step(self, rows: int, parts: list[Part]) -> Result:
+        loss, correct, gradients = self._finish(rows, parts)
         self._descend(gradients)
         return loss, correct
 
-    def _accumulate(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-        loss, correct, gradients = self._gradients(x, y)
-        rows = x.shape[0]
+    def _accumulate(self, rows: int, parts: list[Part]) -> Result:
+        loss, correct, gradients = self._finish(rows, parts)
         self._state["accumulated"] = tree_map(lambda a, g: a + g * rows, self._state["accumulated"], gradients)
         self._state["rows"] = self._state["rows"] + rows
         return loss, correct
@@ -156,12 +234,6 @@ class TrainingStep:
         # bfloat16 has float32's range and needs no scale
         return self._config.use_mixed_precision and self._config.precision == "float16"
 
-    def _evaluate(self, parameters: Any, x: mx.array, y: mx.array, key: mx.array) -> tuple[mx.array, mx.array, Any]:
-        self._model.update(parameters)
-        with mode(self._model, training=True):
-            (_, mean, correct), gradients = self._gradient(x, y, key)
-        return mean, correct, gradients
-
     def _evaluation_forward(self, x: mx.array) -> mx.array:
         with mode(self._model, training=False):
             return self._model.logits(x) if self._loss.uses_logits else self._model(x)
@@ -188,19 +260,26 @@ class TrainingStep:
             self._good = before  # the state that this finite loss was computed from
         return loss, correct
 
-    def _advance(self, x: mx.array, y: mx.array, *, last: bool) -> tuple[mx.array, mx.array]:
-        if self._optimizer.needs_closure:
-            loss, correct = self._minimise(x, y)
-        elif self._config.accumulation_steps == 1:
-            loss, correct = self._update(x, y)
-        else:
-            loss, correct = self._collect(x, y)
-            self._waiting += 1
-            if last or self._waiting == self._config.accumulation_steps:
-                self._apply()
-                self._waiting = 0
-        mx.async_eval(self._everything, loss, correct)  # type: ignore[no-untyped-call]
+    def _advance(self, x: mx.array, y: mx.array, *, last: bool) -> Result:
+        with side_by_side(self._lanes(x.shape[0])) as lanes:
+            if self._optimizer.needs_closure:
+                loss, correct = self._minimise(x, y, lanes)
+            elif self._config.accumulation_steps == 1:
+                loss, correct = self._update(x, y, lanes)
+            else:
+                loss, correct = self._collect(x, y, lanes)
+                self._waiting += 1
+                if last or self._waiting == self._config.accumulation_steps:
+                    self._apply()
+                    self._waiting = 0
+            evaluate = mx.eval if len(lanes) > 1 else mx.async_eval
+            evaluate(self._everything, loss, correct)
         return loss, correct
+
+    def _lanes(self, rows: int) -> int:
+        """How many lanes a batch is dealt out to; none but one if fewer than half of the processors got any."""
+        lanes = min(most(), int(rows / self._lane_rows))
+        return lanes if 2 * lanes > most() else 1
 
     def _go_back(self, loss: float, before: tuple[list[tuple[str, mx.array]], int], x: mx.array) -> None:
         """Put the last good state back and raise."""
@@ -219,17 +298,18 @@ class TrainingStep:
             _put(tree, old)
         self._waiting = waiting
 
-    def _minimise(self, x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+    def _minimise(self, x: mx.array, y: mx.array, lanes: Lanes) -> Result:
         """A step of an optimizer that looks at the loss several times: same mask, and statistics moved once."""
         model = self._model
-        self._state["key"], key = mx.random.split(self._state["key"])
+        key = self._next_key()
         seen: list[tuple[mx.array, mx.array]] = []
         statistics = moved = [a for _, a in tree_flatten(_statistics(model))]
 
         def evaluate(parameters: Any) -> tuple[mx.array, Any]:
             nonlocal moved
             _put_statistics(model, statistics)
-            mean, correct, gradients = self._closure(parameters, x, y, key)
+            model.update(parameters)
+            mean, correct, gradients = self._closure(x, y, lanes, key)
             if not seen:
                 moved = [a for _, a in tree_flatten(_statistics(model))]
             seen.append((mean, correct))
@@ -242,19 +322,13 @@ class TrainingStep:
         self._state["totals"] = self._state["totals"] + mx.array([number(loss) * rows, number(correct), rows])
         return loss, correct
 
-    def forward(self, x: mx.array) -> mx.array:
-        """The model's output in evaluation mode, before a trailing softmax; evaluated."""
-
-        def run() -> mx.array:
-            y = self._forward(x)
-            mx.eval(y)
-            return y
-
-        return evaluated(run)
+    def forward(self, x: FloatArray) -> FloatArray:
+        """The model's output in evaluation mode, before a trailing softmax."""
+        return in_pieces(self._forward, x, self._model.spec)
 
     def predict(self, x: FloatArray) -> FloatArray:
         """What the loss says the outputs mean (probabilities or values), in evaluation mode."""
-        return in_pieces(self._predict, x, piece_rows(self._model.spec))
+        return in_pieces(self._predict, x, self._model.spec)
 
     @property
     def totals(self) -> list[float]:

@@ -282,8 +282,9 @@ class Trainer:
         collected = MetricAccumulator(self.config.problem_type, multi_label=self.loss.multi_label) if wanted else None
         totals = np.zeros(3)
         for inputs, labels in self._as_loader(data, shuffle=False):
-            x, y = self._batch(inputs, labels)
-            outputs = self._step.forward(x)
+            x = self.spec.batch(inputs)
+            y = mx.array(self.loss.labels(labels, len(x)))
+            outputs = mx.array(self._step.forward(x))
             correct = self.loss.correct(outputs, y)
             totals += [number(mx.sum(self.loss.per_row(outputs, y))), 0 if correct is None else number(correct), len(x)]
             if collected is not None:

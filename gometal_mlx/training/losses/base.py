@@ -65,13 +65,27 @@ class Loss:
         """The loss of each row, shape ``(N,)``, in float32."""
         raise NotImplementedError  # as above
 
-    def mean(self, outputs: mx.array, y: mx.array, class_weights: Sequence[float] | None = None) -> mx.array:
-        """Mean over the batch; with class weights ``sum(w l) / sum(w)``, w being that of the row's class."""
+    def mean(
+        self, outputs: mx.array, y: mx.array, class_weights: Sequence[float] | None = None,
+        weight: mx.array | None = None,
+    ) -> mx.array:  # fmt: skip
+        """Mean over the batch; with class weights ``sum(w l) / sum(w)``, w being that of the row's class.
+
+        Args:
+            weight: of the whole batch, if these are some of its rows; their means then add up to that of the batch.
+        """
         losses = self.per_row(outputs, y)
-        if class_weights is None:
+        if class_weights is not None:
+            losses = losses * self.row_weights(y, mx.array(list(class_weights)))
+        elif weight is None:
             return mx.mean(losses)
-        weights = self.row_weights(y, mx.array(list(class_weights)))
-        return mx.sum(weights * losses) / mx.sum(weights)
+        return mx.sum(losses) / (self.weight(y, class_weights) if weight is None else weight)
+
+    def weight(self, y: mx.array, class_weights: Sequence[float] | None = None) -> mx.array:
+        """What a batch counts: its rows, or the sum of their weights."""
+        if class_weights is None:
+            return mx.array(float(y.shape[0]))
+        return mx.sum(self.row_weights(y, mx.array(list(class_weights))))
 
     def row_weights(self, y: mx.array, class_weights: mx.array) -> mx.array:
         """The weight of each row, from its class."""

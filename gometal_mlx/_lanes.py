@@ -1,0 +1,59 @@
+"""Lanes: streams of MLX that compute side by side on a CPU.
+
+MLX computes what stands in one stream on one thread; only BLAS uses more, for a product. Activations, their gradients
+and the windows of a convolution thus leave the other processors idle. Where rows can be dealt out, each share gets a
+lane: a stream of its own, with products by BLAS's one thread. How many lanes there are is how many threads BLAS was
+given; ``GOMETAL_LANES`` says otherwise, and 1 switches them off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+
+import mlx.core as mx
+
+from ._blas import threads, use_threads
+from ._denormals import denormals_are_zeros
+from .errors import SpecError, shown
+from .layers._device import on_cpu
+
+
+def most() -> int:
+    """How many lanes can be used where MLX computes now; 1 on a GPU, whose kernels use all of it.
+
+    Raises: SpecError for a GOMETAL_LANES that is no number.
+    """
+    if not on_cpu():
+        return 1
+    asked = os.environ.get("GOMETAL_LANES", "").strip()
+    if asked and not (asked.isdecimal() and int(asked) > 0):
+        raise SpecError(f"GOMETAL_LANES must be a number of at least 1, got {shown(asked)}; unset it to have it chosen")
+    return int(asked or threads() or 1)
+
+
+@contextlib.contextmanager
+def side_by_side(count: int) -> Iterator[list[mx.Stream]]:
+    """That many streams, the default one first; what was begun in them must be evaluated before the block is left.
+
+    With several of them, BLAS uses one thread a product meanwhile: its threads would wait for each other, and change
+    how the processors are shared out.
+    """
+    if count == 1:
+        yield [mx.default_stream(mx.default_device())]
+        return
+    use_threads(1)
+    try:
+        yield [mx.default_stream(mx.cpu), *(_stream(i) for i in range(1, count))]
+    finally:
+        use_threads(threads() or 1)
+
+
+@functools.cache
+def _stream(_: int) -> mx.Stream:
+    with denormals_are_zeros():  # in the thread of the stream, which its first operation starts
+        stream = mx.new_stream(mx.cpu)
+        mx.eval(mx.add(1, 1, stream=stream))
+    return stream
