@@ -16,7 +16,7 @@ from ..errors import naming
 from ..layers import Model, ModelSpec
 from ..training.config import LossFunction
 from ..training.losses import LOSSES
-from ..training.pieces import in_pieces
+from ..training.pieces import in_pieces, piece_rows
 from ..training.state import RunState
 
 
@@ -51,6 +51,7 @@ class Predictor:
         code = LossFunction.of(loss_function, "Predictor.loss_function")
         self._loss = LOSSES[int(code)](self.spec.output_shape)
         run_model = self.model.logits if self._loss.uses_logits else self.model
+        self._piece_rows = piece_rows(self.spec)
         tell_if_there_is_no_compiler()
         self._forward = mx.compile(lambda x: self._loss.predictions(run_model(x)), inputs=[self.model.state])
 
@@ -71,4 +72,4 @@ class Predictor:
             inputs: ``(N, ...)`` as the model's input shape, any N of at least 1.
         Raises: ShapeError for inputs that do not fit.
         """
-        return in_pieces(self._forward, self.spec.batch(inputs), self.spec)
+        return in_pieces(self._forward, self.spec.batch(inputs), self._piece_rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -20,10 +21,8 @@ CACHED_NUMBERS = 2**19  # 2 MB: what is made of it, columns of a convolution too
 LANE_NUMBERS = 2**19  # that a lane writes: fewer do not repay waking a processor
 
 
-def in_pieces(function: Callable[[mx.array], mx.array], x: FloatArray, spec: ModelSpec) -> FloatArray:
-    """What a compiled function, the model in evaluation mode, gives for any number of rows; as many pieces at a time as
-    there are lanes."""
-    rows = piece_rows(spec) if spec.rows_apart(training=False) else len(x)
+def in_pieces(function: Callable[[mx.array], mx.array], x: FloatArray, rows: int) -> FloatArray:
+    """What a compiled function, the model in evaluation mode, gives for ``x``: so many rows a piece, a piece a lane."""
     pieces = [x[i : i + rows] for i in range(0, len(x), rows)]
     found: list[FloatArray] = []
     with side_by_side(min(most(), len(pieces))) as lanes:
@@ -42,7 +41,12 @@ def in_pieces(function: Callable[[mx.array], mx.array], x: FloatArray, spec: Mod
 
 
 def piece_rows(spec: ModelSpec) -> int:
-    """How many rows to predict at a time: on a CPU so few that the widest layer's output stays in its cache."""
+    """How many rows to predict at a time: on a CPU so few that the widest layer's output stays in its cache.
+
+    All of them where rows depend on each other, as under a softmax along the batch.
+    """
+    if not spec.rows_apart(training=False):
+        return sys.maxsize
     widest = max(math.prod(s.output_shape[1:]) for s in spec.layers)
     return max(16, min(PREDICT_ROWS, CACHED_NUMBERS // widest)) if on_cpu() else PREDICT_ROWS
 

@@ -24,7 +24,7 @@ from ..layers import Model
 from ..optimizers import Optimizer
 from .config import TrainerConfig
 from .losses import Loss
-from .pieces import in_pieces, lane_rows
+from .pieces import in_pieces, lane_rows, piece_rows
 
 T = TypeVar("T")
 Lanes = list[mx.Stream]
@@ -79,7 +79,7 @@ class TrainingStep:
         self._good: tuple[list[tuple[str, mx.array]], int] | None = None
         self._dtype = getattr(mx, config.precision) if config.use_mixed_precision else None
         self._everything = [model.state, optimizer.state, self._state]
-        self._lane_rows = lane_rows(model.spec)
+        self._lane_rows, self._piece_rows = lane_rows(model.spec), piece_rows(model.spec)
         self._gradient = nn.value_and_grad(model, self._judge)
         self._lane = mx.compile(self._part, inputs=[model.state, self._state])
         self._update = self._on_parts(self._step)
@@ -324,11 +324,11 @@ class TrainingStep:
 
     def forward(self, x: FloatArray) -> FloatArray:
         """The model's output in evaluation mode, before a trailing softmax."""
-        return in_pieces(self._forward, x, self._model.spec)
+        return in_pieces(self._forward, x, self._piece_rows)
 
     def predict(self, x: FloatArray) -> FloatArray:
         """What the loss says the outputs mean (probabilities or values), in evaluation mode."""
-        return in_pieces(self._predict, x, self._model.spec)
+        return in_pieces(self._predict, x, self._piece_rows)
 
     @property
     def totals(self) -> list[float]:
