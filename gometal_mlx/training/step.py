@@ -106,7 +106,6 @@ class TrainingStep:
             if len(lanes) == 1:
                 found: T = together(x, y, key)
             else:
-                self._optimizer.homes = self._homes(lanes)
                 parts = self._dealt_out(x, y, self._next_key() if key is None else key, lanes)
                 found = afterwards(x.shape[0], parts)
             return found
@@ -156,7 +155,9 @@ class TrainingStep:
         return parts
 
     def _homes(self, lanes: Lanes) -> dict[Shape, mx.Stream]:
-        """Each array goes to the lane that has least so far; those of one shape together, for the reason above."""
+        """Where arrays are updated: in the lane that has least so far; those of one shape together, as said above."""
+        if len(lanes) == 1:
+            return {}
         sizes: dict[Shape, int] = {}
         for _, w in tree_flatten(self._model.trainable_parameters()):
             sizes[w.shape] = sizes.get(w.shape, 0) + w.size
@@ -262,6 +263,7 @@ class TrainingStep:
 
     def _advance(self, x: mx.array, y: mx.array, *, last: bool) -> Result:
         with side_by_side(self._lanes(x.shape[0])) as lanes:
+            self._optimizer.homes = self._homes(lanes)
             if self._optimizer.needs_closure:
                 loss, correct = self._minimise(x, y, lanes)
             elif self._config.accumulation_steps == 1:
