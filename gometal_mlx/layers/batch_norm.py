@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 import mlx.core as mx
 import numpy as np
 
 from .._types import FloatArray, Params, Shape, f32
 from ..errors import ShapeError
+from ._device import by_itself
 from .base import GraphWriter, Layer, Match, Param, constant
 
 
@@ -80,19 +82,16 @@ class BatchNorm(Layer):
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         rows = x.reshape(-1, x.shape[-1]).astype(mx.float32)  # float16 has too few digits for means over many rows
-        n = rows.shape[0]
-        mean, var = p["running_mean"], p["running_var"]
+        n, learned = rows.shape[0], [p[k].astype(mx.float32) for k in ("weight", "bias") if self.affine]
         if training and n > 1:
-            mean, var = mx.mean(rows, axis=0), mx.var(rows, axis=0)
+            mean, var = (mx.stop_gradient(s(rows, axis=0)) for s in (mx.mean, mx.var))
             m = self.momentum
-            new_mean, new_var = mx.stop_gradient(mean), mx.stop_gradient(var) * (n / (n - 1))
-            p["running_mean"] = (1 - m) * p["running_mean"] + m * new_mean
-            p["running_var"] = (1 - m) * p["running_var"] + m * new_var
-        scale = mx.rsqrt(var + self.eps)
-        if self.affine:
-            scale = scale * p["weight"]
-        y = (rows - mean) * scale
-        return (y + p["bias"] if self.affine else y).reshape(x.shape).astype(x.dtype)
+            p["running_mean"] = (1 - m) * p["running_mean"] + m * mean
+            p["running_var"] = (1 - m) * p["running_var"] + m * (var * (n / (n - 1)))
+            y = _by_batch(self.eps)(rows, mean, var, *learned)
+        else:
+            y = _normalised(rows, p["running_mean"], p["running_var"], self.eps, *learned)
+        return y.reshape(x.shape).astype(x.dtype)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         if self.affine:
@@ -117,3 +116,32 @@ class BatchNorm(Layer):
         momentum = momentum if m.from_gometal else f32(1 - f32(momentum))  # ONNX keeps the weight of the OLD value
         layer = cls(name=m.name, num_features=m.input_shape[1], eps=m.attr(0, "epsilon", 1e-5), momentum=momentum)
         return layer, dict(zip(("weight", "bias", "running_mean", "running_var"), consts, strict=True))
+
+
+def _normalised(rows: mx.array, mean: mx.array, var: mx.array, eps: float, *learned: mx.array) -> mx.array:
+    scale = mx.rsqrt(var + eps)
+    y = (rows - mean) * by_itself(scale * learned[0] if learned else scale)
+    return by_itself(y + learned[1] if learned else y)
+
+
+def _by_batch(eps: float) -> Callable[..., mx.array]:
+    """Normalisation by the rows' own statistics, which come as constants; the gradient knows that they are not.
+
+    With ``h = (x - mean) / sqrt(var + eps)``: ``dx = gamma / sqrt(var + eps) * (g - mean(g) - h mean(g h))``.
+    """
+
+    @mx.custom_function
+    def normalise(rows: mx.array, mean: mx.array, var: mx.array, *learned: mx.array) -> mx.array:
+        return _normalised(rows, mean, var, eps, *learned)
+
+    @normalise.vjp
+    def gradients(primals: Sequence[mx.array], g: mx.array, _: mx.array) -> tuple[mx.array, ...]:
+        rows, mean, var, *learned = primals
+        n, inverse = rows.shape[0], mx.rsqrt(var + eps)
+        centred = rows - mean
+        total, along = mx.sum(g, axis=0), mx.sum(g * centred, axis=0) * inverse
+        scale = by_itself(inverse * learned[0] if learned else inverse)
+        dx = (g - by_itself(total / n) - centred * by_itself(along * inverse / n)) * scale
+        return dx, mx.zeros_like(mean), mx.zeros_like(var), *([along, total] if learned else [])
+
+    return cast(Callable[..., mx.array], normalise)
