@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import mlx.core as mx
 
 from .._types import FloatArray, Params
+from ._device import by_itself
 from .base import Activation, GraphWriter, Match
 
 
@@ -25,7 +26,7 @@ class ReLU6(Activation):
     go_metal_limit = "go-metal does not know this layer"
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        return mx.clip(x, 0, 6)
+        return mx.minimum(by_itself(mx.maximum(x, 0)), 6)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("Clip", x, g.scalar("min", 0.0), g.scalar("max", 6.0))
