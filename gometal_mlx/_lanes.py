@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -22,11 +23,14 @@ from .layers._device import on_cpu
 
 
 def most() -> int:
-    """How many lanes can be used where MLX computes now; 1 on a GPU, whose kernels use all of it.
+    """How many lanes can be used where MLX computes now.
+
+    One on a GPU, whose kernels use all of it, and in any thread but the main one: MLX's streams belong to the thread
+    that made them, and whoever computes in several threads uses several processors.
 
     Raises: SpecError for a GOMETAL_LANES that is no number.
     """
-    if not on_cpu():
+    if not on_cpu() or threading.current_thread() is not threading.main_thread():
         return 1
     asked = os.environ.get("GOMETAL_LANES", "").strip()
     if asked and not (asked.isdecimal() and int(asked) > 0):

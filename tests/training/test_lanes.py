@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -200,6 +201,17 @@ def test_lanes_take_denormals_as_the_first_one_does(lanes: int) -> None:
         tiny = [mx.multiply(mx.array(2.0**-130), 1.0, stream=s) for s in streams]
         found = [float(t) for t in tiny]
     assert found == [found[0]] * lanes
+
+
+def test_another_thread_has_one_lane(lanes: int) -> None:
+    """Streams belong to the thread that made them; MLX ends the process when another uses one."""
+    trainer = ModelTrainer(mlp(), TrainerConfig(seed=0))
+    trainer.train_batch(*blobs(12))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(_lanes.most).result() == 1
+        assert np.isfinite(pool.submit(lambda: trainer.train_batch(*blobs(12)).loss).result())
+        assert pool.submit(trainer.predict, blobs(12)[0]).result().shape == (12, 3)
+    assert np.isfinite(trainer.train_batch(*blobs(12)).loss)
 
 
 def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
