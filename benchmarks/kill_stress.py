@@ -67,6 +67,11 @@ def without_compiling() -> None:
     os.environ["MLX_DISABLE_COMPILE"] = "1"  # no warning where there is no g++
 
 
+def begun(folder: Path) -> bool:
+    """Whether an earlier process has put a file in place."""
+    return any("checkpoint" in p.name and not p.name.startswith(".") for p in folder.glob("*"))
+
+
 def digest(trainer: Any) -> str:
     """Of everything the trainer's future depends on."""
     checkpoint = trainer.checkpoint()
@@ -97,7 +102,7 @@ def train(folder: Path, kind: str, thread: bool, epochs: int, pipe: int) -> None
             super()._write(checkpoint, path, *rest)
             report(f"s {checkpoint.training_state.step}")
 
-    trainer = ModelTrainer.resume(folder) if any(folder.glob("[!.]*checkpoint*")) else new_trainer()
+    trainer = ModelTrainer.resume(folder) if begun(folder) else new_trainer()
     config = CheckpointConfig(
         folder, save_frequency=0, every_steps=1, max_checkpoints=3, monitor="learning_rate", mode="min", format=kind,
         async_save=thread, filename_pattern=PATTERN,
@@ -272,7 +277,7 @@ def work(folder: Path, kind: str, thread: bool, policy: str, epochs: int, limit:
     from gometal_mlx.training import CheckpointConfig, CheckpointManager, ModelTrainer
 
     without_compiling()
-    trainer = ModelTrainer.resume(folder) if any(folder.glob("checkpoint_*")) else new_trainer()
+    trainer = ModelTrainer.resume(folder) if begun(folder) else new_trainer()
     config = CheckpointConfig(
         folder, save_frequency=1, save_best=False, format=kind, async_save=thread, on_error=policy,
         max_checkpoints=0 if limit >= 0 else 2, filename_pattern=PATTERN,
