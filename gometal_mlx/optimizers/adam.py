@@ -7,6 +7,7 @@ from typing import ClassVar
 import mlx.core as mx
 
 from .._types import Params
+from ..layers._device import by_itself
 from .base import Optimizer, Schedule
 
 
@@ -45,6 +46,6 @@ class Adam(Optimizer):
         m = s["momentum"] = self.beta1 * s["momentum"] + (1 - self.beta1) * g
         v = s["variance"] = self.beta2 * s["variance"] + (1 - self.beta2) * mx.square(g)
         # both corrections as factors of scalars: a compiled kernel would else divide every number by them
-        root = mx.sqrt(1 - self.beta2**step)
-        update = lr * root / (1 - self.beta1**step) * m / (mx.sqrt(v) + self.epsilon * root)
+        root = by_itself(mx.sqrt(1 - self.beta2**step))
+        update = by_itself(lr * root / (1 - self.beta1**step)) * m / (mx.sqrt(v) + by_itself(self.epsilon * root))
         return w - update - lr * self.weight_decay * w if self.weight_decay > 0 else w - update

@@ -7,6 +7,7 @@ from typing import ClassVar
 import mlx.core as mx
 
 from .._types import Params
+from ..layers._device import by_itself
 from .base import Optimizer, Schedule
 
 
@@ -45,7 +46,8 @@ class Nadam(Optimizer):
     def rule(self, w: mx.array, g: mx.array, s: Params, step: mx.array, lr: mx.array) -> mx.array:
         m = s["momentum"] = self.beta1 * s["momentum"] + (1 - self.beta1) * g
         v = s["variance"] = self.beta2 * s["variance"] + (1 - self.beta2) * mx.square(g)
-        mu = self.beta1 * (1 - 0.5 * 0.96 ** (0.004 * (step + 1)))
-        root = mx.sqrt(1 - self.beta2**step)  # a scalar factor, as in Adam
-        update = lr * root / (1 - self.beta1**step) * (mu * m + (1 - mu) * g) / (mx.sqrt(v) + self.epsilon * root)
+        mu = by_itself(self.beta1 * (1 - 0.5 * 0.96 ** (0.004 * (step + 1))))
+        root = by_itself(mx.sqrt(1 - self.beta2**step))  # scalar factors, as in Adam
+        rate = by_itself(lr * root / (1 - self.beta1**step))
+        update = rate * (mu * m + (1 - mu) * g) / (mx.sqrt(v) + by_itself(self.epsilon * root))
         return w - update - lr * self.weight_decay * w if self.weight_decay > 0 else w - update
