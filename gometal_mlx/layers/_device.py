@@ -11,7 +11,8 @@ def on_cpu() -> bool:
 def by_itself(x: mx.array) -> mx.array:
     """``x``, on a CPU not compiled together with what is done to it next.
 
-    ``mx.compile`` computes a vector anew for each row that it is applied to, a scalar for each number, and takes an arithmetic operation and a
-    comparison that follows it for a loop with a branch, 5 to 10 ns a number. On a GPU both are welcome.
+    ``mx.compile`` computes a vector anew for each row that it is applied to, a scalar for each number, and takes an
+    arithmetic operation and a comparison that follows it for a loop with a branch, 5 to 10 ns a number. On a GPU both
+    are welcome.
     """
     return mx.contiguous(x) if on_cpu() else x
