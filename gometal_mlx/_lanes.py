@@ -12,12 +12,13 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import mlx.core as mx
 
 from ._blas import threads, use_threads
 from ._denormals import denormals_are_zeros
+from ._types import Shape
 from .errors import SpecError, shown
 from .layers._device import on_cpu
 
@@ -61,3 +62,23 @@ def _stream(_: int) -> mx.Stream:
         stream = mx.new_stream(mx.cpu)
         mx.eval(mx.add(1, 1, stream=stream))
     return stream
+
+
+def spread(arrays: Iterable[mx.array], lanes: Sequence[mx.Stream]) -> dict[Shape, mx.Stream]:
+    """A lane for the arrays of each shape, the largest first, each in the lane that has least so far.
+
+    Those of one shape stay together: in one compiled function MLX takes a constant of one stream for the equal one of
+    another, which then reads it from memory, number by number. For one lane there is nothing to say.
+    """
+    if len(lanes) == 1:
+        return {}
+    sizes: dict[Shape, int] = {}
+    for a in arrays:
+        sizes[a.shape] = sizes.get(a.shape, 0) + a.size
+    load = [0] * len(lanes)
+    found = {}
+    for shape in sorted(sizes, key=lambda s: -sizes[s]):
+        least = load.index(min(load))
+        found[shape] = lanes[least]
+        load[least] += sizes[shape]
+    return found

@@ -110,6 +110,15 @@ class LayerContract:
             np.array(model(mx.array(x))), expected, rtol=0, atol=VALUE_TOLERANCE * np.abs(expected).max()
         )
 
+    def test_rows_apart_is_what_is_computed(self, case: Case, training: bool) -> None:
+        """A batch is dealt out to lanes, or predicted in pieces, where the layer says so."""
+        x = mx.array(case.batch(4))
+        whole = np.array(case.model(training)(x))
+        model = case.model(training)
+        alone = np.concatenate([np.array(model(x[i : i + 1])) for i in range(4)])
+        same = np.allclose(whole, alone, rtol=0, atol=10 * VALUE_TOLERANCE * np.abs(whole).max())
+        assert same == case.resolved.rows_apart(case.spec.input_shape, training=training)
+
     def test_gradient(self, case: Case, training: bool) -> None:
         """Against central differences of the float64 reference, along random directions through weights and input."""
         model, x = case.model(training), case.batch(3)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,6 +147,21 @@ def test_path(tmp_path: Path, library: str) -> None:
 def test_mac_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_blas.sys, "platform", "darwin")
     assert _blas.prepare() == _blas.BlasStatus("mlx")
+
+
+@pytest.mark.parametrize(("parallel", "told"), [(1, [1]), (_blas.OPENMP, [])])
+def test_openmp_has_a_number_for_every_thread(parallel: int, told: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the number that we could set would not be that of MLX's threads."""
+    set_to: list[int] = []
+    library = SimpleNamespace(
+        openblas_get_parallel=lambda: parallel, openblas_get_num_threads=lambda: 5,
+        openblas_set_num_threads=set_to.append, openblas_get_corename=lambda: b"Core",
+    )  # fmt: skip
+    monkeypatch.setattr(_blas, "_set_threads", [])
+    assert _blas._core_and_threads(library) == ("Core", 5)  # type: ignore[arg-type]
+    assert (_blas.threads() is None) == (not told)
+    _blas.use_threads(1)
+    assert set_to == told
 
 
 @pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"])

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -60,3 +61,14 @@ def lane_rows(spec: ModelSpec) -> float:
     if not spec.rows_apart(training=True):
         return math.inf
     return max(spec.total_parameters, LANE_NUMBERS) / spec.numbers_per_row()
+
+
+def lane_count(rows: int, least: float) -> int:
+    """How many lanes share a batch, each with at least so many rows; one if fewer than half of all could be used."""
+    count = min(most(), int(rows / least))
+    return count if 2 * count > most() else 1
+
+
+def shares(rows: int, lanes: int) -> list[slice]:
+    """The rows of each lane, as equal as can be."""
+    return [slice(*ends) for ends in pairwise(rows * i // lanes for i in range(lanes + 1))]

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from itertools import pairwise
 from operator import add
 from typing import Any, TypeVar
 
@@ -17,14 +16,14 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .._compile import evaluated, tell_if_there_is_no_compiler
-from .._lanes import most, side_by_side
-from .._types import FloatArray, Shape, number, view
+from .._lanes import side_by_side, spread
+from .._types import FloatArray, number, view
 from ..errors import TrainingError
 from ..layers import Model
 from ..optimizers import Optimizer
 from .config import TrainerConfig
 from .losses import Loss
-from .pieces import in_pieces, lane_rows, piece_rows
+from .pieces import in_pieces, lane_count, lane_rows, piece_rows, shares
 
 T = TypeVar("T")
 Lanes = list[mx.Stream]
@@ -81,7 +80,7 @@ class TrainingStep:
         self._everything = [model.state, optimizer.state, self._state]
         self._lane_rows, self._piece_rows = lane_rows(model.spec), piece_rows(model.spec)
         self._gradient = nn.value_and_grad(model, self._judge)
-        self._lane = mx.compile(self._part, inputs=[model.state, self._state])
+        self._lane_part = mx.compile(self._part, inputs=[model.state, self._state])
         self._update = self._on_parts(self._step)
         self._collect = self._on_parts(self._accumulate)
         self._apply = self._compiled(self._apply_accumulated)
@@ -142,32 +141,15 @@ class TrainingStep:
     def _dealt_out(self, x: mx.array, y: mx.array, key: mx.array, lanes: Lanes) -> list[Part]:
         """The batch's rows in equal shares, one a lane.
 
-        Each is a compiled function of its own: in one for all, MLX would take the constants of one lane for those of
-        the other, which then reads them from memory, number by number.
+        Each is a compiled function of its own, for the reason that ``spread`` gives.
         """
         weight = self._loss.weight(y, self._config.class_weights)
-        ends = [x.shape[0] * i // len(lanes) for i in range(len(lanes) + 1)]
         parts = []
         keys = mx.random.split(key, len(lanes))
-        for lane, (start, end), own in zip(lanes, pairwise(ends), keys, strict=True):
+        for lane, rows, own in zip(lanes, shares(x.shape[0], len(lanes)), keys, strict=True):
             with mx.stream(lane):
-                parts.append(self._lane(x[start:end], y[start:end], own, weight))
+                parts.append(self._lane_part(x[rows], y[rows], own, weight))
         return parts
-
-    def _homes(self, lanes: Lanes) -> dict[Shape, mx.Stream]:
-        """Where arrays are updated: in the lane that has least so far; those of one shape together, as said above."""
-        if len(lanes) == 1:
-            return {}
-        sizes: dict[Shape, int] = {}
-        for _, w in tree_flatten(self._model.trainable_parameters()):
-            sizes[w.shape] = sizes.get(w.shape, 0) + w.size
-        load = [0] * len(lanes)
-        homes = {}
-        for shape in sorted(sizes, key=lambda s: -sizes[s]):
-            least = load.index(min(load))
-            homes[shape] = lanes[least]
-            load[least] += sizes[shape]
-        return homes
 
     def _sum(self, parts: list[Part]) -> Part:
         means, correct, gradients = zip(*parts, strict=True)
@@ -262,8 +244,9 @@ class TrainingStep:
         return loss, correct
 
     def _advance(self, x: mx.array, y: mx.array, *, last: bool) -> Result:
-        with side_by_side(self._lanes(x.shape[0])) as lanes:
-            self._optimizer.homes = self._homes(lanes)
+        with side_by_side(lane_count(x.shape[0], self._lane_rows)) as lanes:
+            weights = (w for _, w in tree_flatten(self._model.trainable_parameters()))
+            self._optimizer.homes = spread(weights, lanes)
             if self._optimizer.needs_closure:
                 loss, correct = self._minimise(x, y, lanes)
             elif self._config.accumulation_steps == 1:
@@ -277,11 +260,6 @@ class TrainingStep:
             evaluate = mx.eval if len(lanes) > 1 else mx.async_eval
             evaluate(self._everything, loss, correct)
         return loss, correct
-
-    def _lanes(self, rows: int) -> int:
-        """How many lanes a batch is dealt out to; none but one if fewer than half of the processors got any."""
-        lanes = min(most(), int(rows / self._lane_rows))
-        return lanes if 2 * lanes > most() else 1
 
     def _go_back(self, loss: float, before: tuple[list[tuple[str, mx.array]], int], x: mx.array) -> None:
         """Put the last good state back and raise."""

@@ -136,9 +136,9 @@ class Trainer:
         x, y = self._batch(inputs, labels)
         if self.scheduler is not None and self.scheduler.per_step:
             self._follow_schedule()
-        loss, correct = self._step(x, y, last=last)
+        loss, correct = self._step(mx.array(x), y, last=last)
         counted = correct if self.loss.classification else None
-        return TrainingResult(loss, counted, x.shape[0], time.perf_counter() - start)
+        return TrainingResult(loss, counted, len(x), time.perf_counter() - start)
 
     def _follow_schedule(self) -> None:
         if self.scheduler is not None and self.optimizer.uses_learning_rate:
@@ -265,9 +265,9 @@ class Trainer:
         cut = max(1, round(len(x) * share))
         return (x[order[cut:]], y[order[cut:]]), (x[order[:cut]], y[order[:cut]])
 
-    def _batch(self, inputs: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[mx.array, mx.array]:
+    def _batch(self, inputs: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, mx.array]:
         x = self.spec.batch(inputs)
-        return mx.array(x), mx.array(self.loss.labels(labels, len(x)))
+        return x, mx.array(self.loss.labels(labels, len(x)))
 
     # --------------------------------------------------------------------------------------- evaluate and predict
 
@@ -282,8 +282,7 @@ class Trainer:
         collected = MetricAccumulator(self.config.problem_type, multi_label=self.loss.multi_label) if wanted else None
         totals = np.zeros(3)
         for inputs, labels in self._as_loader(data, shuffle=False):
-            x = self.spec.batch(inputs)
-            y = mx.array(self.loss.labels(labels, len(x)))
+            x, y = self._batch(inputs, labels)
             outputs = mx.array(self._step.forward(x))
             correct = self.loss.correct(outputs, y)
             totals += [number(mx.sum(self.loss.per_row(outputs, y))), 0 if correct is None else number(correct), len(x)]
