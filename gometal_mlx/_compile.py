@@ -1,34 +1,45 @@
-"""What happens where ``mx.compile`` cannot work: everything runs uncompiled, and one warning says why.
+"""How ``mx.compile`` makes kernels for a CPU, and what happens where it cannot.
 
-On a CPU MLX builds a compiled function with g++ in ``$TMPDIR/mlx`` when it is first evaluated. Without g++ it silently
-does not; with a g++ that fails, or a folder that cannot be written, the evaluation raises RuntimeError.
+On a CPU MLX builds a compiled function with g++ in ``$TMPDIR/mlx`` when it is first evaluated, with options that leave
+loops with a square root, and those over many arrays, without vector instructions: Adam takes up to twice as long. So
+``_compiler/g++``, a script, stands before g++ meanwhile and adds some that change no result. Kernels that are there
+already stay as they are. ``GOMETAL_COMPILER=keep`` leaves MLX its own options.
+
+Without g++ MLX silently compiles nothing; with a g++ that fails, or a folder that cannot be written, the evaluation
+raises RuntimeError. Everything then runs uncompiled, and one warning says why.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import subprocess
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import mlx.core as mx
 
 T = TypeVar("T")
 SWITCH = "MLX_DISABLE_COMPILE"  # MLX's own
+SCRIPT = Path(__file__).parent / "_compiler"  # the folder with the g++ that adds options
 _told: list[str] = []  # the one reason that was given
 
 
-def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None) -> T:
+def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None, *, new: bool = True) -> T:
     """``call()``, which calls compiled functions and evaluates what they give.
 
     Args:
         undo: puts back what a failed call has changed, before it is made again without compilation.
+        new: whether kernels may be missing: g++ then gets our options.
     """
     try:
-        return call()
+        with _own_options() if new else contextlib.nullcontext():
+            return call()
     except RuntimeError as e:
         undo()
         if not compiling():
@@ -42,6 +53,24 @@ def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None) 
             raise e from None
         _tell(f"compiling failed ({_reason(e)})")
         return found
+
+
+def adds_options() -> bool:
+    """Whether kernels that are missing are compiled with our options."""
+    return sys.platform == "linux" and os.environ.get("GOMETAL_COMPILER") != "keep"
+
+
+@contextlib.contextmanager
+def _own_options() -> Iterator[None]:
+    path = os.environ.get("PATH")
+    if path is None or not adds_options():
+        yield
+        return
+    os.environ["PATH"] = f"{SCRIPT}{os.pathsep}{path}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = path
 
 
 def compiling() -> bool:

@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from .._blas import STATUS
+from .._compile import adds_options
 from .._cpu import flushes_denormals
 from .._lanes import most
 from .._malloc import KEEPS_MEMORY, STAYS
@@ -106,6 +107,7 @@ def _compiler(broken: list[str]) -> list[Row]:
     rows: list[Row] = []
     if sys.platform == "linux":
         rows.append(("g++", shutil.which("g++") or "not found: steps run uncompiled, and slower"))
+        rows.append(("options", "for vector instructions" if adds_options() else "MLX's own"))
     if "MLX_DISABLE_COMPILE" in os.environ:
         return [*rows, ("mx.compile", "switched off by MLX_DISABLE_COMPILE")]
     folder = os.environ.get("TMPDIR") or "/tmp"

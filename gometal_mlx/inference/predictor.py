@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import mlx.core as mx
 import numpy.typing as npt
 
 from .._compile import tell_if_there_is_no_compiler
@@ -16,7 +15,7 @@ from ..errors import naming
 from ..layers import Model, ModelSpec
 from ..training.config import LossFunction
 from ..training.losses import LOSSES
-from ..training.pieces import in_pieces, piece_rows
+from ..training.pieces import InPieces
 from ..training.state import RunState
 
 
@@ -51,9 +50,8 @@ class Predictor:
         code = LossFunction.of(loss_function, "Predictor.loss_function")
         self._loss = LOSSES[int(code)](self.spec.output_shape)
         run_model = self.model.logits if self._loss.uses_logits else self.model
-        self._piece_rows = piece_rows(self.spec)
         tell_if_there_is_no_compiler()
-        self._forward = mx.compile(lambda x: self._loss.predictions(run_model(x)), inputs=[self.model.state])
+        self._forward = InPieces(lambda x: self._loss.predictions(run_model(x)), self.spec, [self.model.state])
 
     @property
     def spec(self) -> ModelSpec:
@@ -72,4 +70,4 @@ class Predictor:
             inputs: ``(N, ...)`` as the model's input shape, any N of at least 1.
         Raises: ShapeError for inputs that do not fit.
         """
-        return in_pieces(self._forward, self.spec.batch(inputs), self._piece_rows)
+        return self._forward(self.spec.batch(inputs))

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from .._compile import evaluated
 from .._lanes import most, side_by_side
-from .._types import FloatArray
+from .._types import FloatArray, Shape
 from ..layers import ModelSpec
 from ..layers._device import on_cpu
 
@@ -22,23 +23,36 @@ CACHED_NUMBERS = 2**19  # 2 MB: what is made of it, columns of a convolution too
 LANE_NUMBERS = 2**19  # that a lane writes: fewer do not repay waking a processor
 
 
-def in_pieces(function: Callable[[mx.array], mx.array], x: FloatArray, rows: int) -> FloatArray:
-    """What a compiled function, the model in evaluation mode, gives for ``x``: so many rows a piece, a piece a lane."""
-    pieces = [x[i : i + rows] for i in range(0, len(x), rows)]
-    found: list[FloatArray] = []
-    with side_by_side(min(most(), len(pieces))) as lanes:
+class InPieces:
+    """A function of the model in evaluation mode, compiled, for any number of rows: a piece at a time, a piece a lane.
 
-        def run(given: list[FloatArray]) -> list[FloatArray]:
-            outputs = []
-            for lane, piece in zip(lanes, given, strict=False):
-                with mx.stream(lane):
-                    outputs.append(function(mx.array(piece)))
-            mx.eval(outputs)
-            return [np.array(y, np.float32) for y in outputs]
+    Args:
+        function: from rows of inputs to rows of outputs.
+        inputs: what else it reads, as in ``mx.compile``.
+    """
 
-        for i in range(0, len(pieces), len(lanes)):
-            found += evaluated(partial(run, pieces[i : i + len(lanes)]))
-    return np.concatenate(found)
+    def __init__(self, function: Callable[[mx.array], mx.array], spec: ModelSpec, inputs: list[Any]) -> None:
+        self._function: Callable[[mx.array], mx.array] = mx.compile(function, inputs=inputs)
+        self._rows = piece_rows(spec)
+        self._tried: set[Shape] = set()  # for which there are kernels
+
+    def __call__(self, x: FloatArray) -> FloatArray:
+        pieces = [x[i : i + self._rows] for i in range(0, len(x), self._rows)]
+        found: list[FloatArray] = []
+        with side_by_side(min(most(), len(pieces))) as lanes:
+
+            def run(given: list[FloatArray]) -> list[FloatArray]:
+                outputs = []
+                for lane, piece in zip(lanes, given, strict=False):
+                    with mx.stream(lane):
+                        outputs.append(self._function(mx.array(piece)))
+                mx.eval(outputs)
+                return [np.array(y, np.float32) for y in outputs]
+
+            for i in range(0, len(pieces), len(lanes)):
+                found += evaluated(partial(run, pieces[i : i + len(lanes)]), new=x.shape not in self._tried)
+        self._tried.add(x.shape)
+        return np.concatenate(found)
 
 
 def piece_rows(spec: ModelSpec) -> int:

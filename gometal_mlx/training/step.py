@@ -17,13 +17,13 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .._compile import evaluated, tell_if_there_is_no_compiler
 from .._lanes import side_by_side, spread
-from .._types import FloatArray, number, view
+from .._types import FloatArray, Shape, number, view
 from ..errors import TrainingError
 from ..layers import Model
 from ..optimizers import Optimizer
 from .config import TrainerConfig
 from .losses import Loss
-from .pieces import in_pieces, lane_count, lane_rows, piece_rows, shares
+from .pieces import InPieces, lane_count, lane_rows, shares
 
 T = TypeVar("T")
 Lanes = list[mx.Stream]
@@ -61,6 +61,9 @@ class TrainingStep:
         model, loss, optimizer: the optimizer's state must be initialised.
         config: clipping, accumulation, precision and class weights.
         carried: where an earlier step left off.
+    Attributes:
+        forward: the model's output in evaluation mode, before a trailing softmax.
+        predict: what the loss says the outputs mean (probabilities or values), in evaluation mode.
     """
 
     def __init__(self, model: Model, loss: Loss, optimizer: Optimizer, config: TrainerConfig, carried: Carried) -> None:
@@ -73,22 +76,20 @@ class TrainingStep:
             self._state["accumulated"] = stored or zeros
             self._state["rows"] = mx.array(float(carried.waiting[1]))
         tell_if_there_is_no_compiler()
-        self._tried: set[tuple[int, ...]] = set()  # batch shapes that have been compiled
+        self._tried: set[Shape] = set()  # batch shapes that have been compiled
         self._waiting = carried.waiting[0]
         self._good: tuple[list[tuple[str, mx.array]], int] | None = None
         self._dtype = getattr(mx, config.precision) if config.use_mixed_precision else None
         self._everything = [model.state, optimizer.state, self._state]
-        self._lane_rows, self._piece_rows = lane_rows(model.spec), piece_rows(model.spec)
+        self._lane_rows = lane_rows(model.spec)
         self._gradient = nn.value_and_grad(model, self._judge)
         self._lane_part = mx.compile(self._part, inputs=[model.state, self._state])
         self._update = self._on_parts(self._step)
         self._collect = self._on_parts(self._accumulate)
         self._apply = self._compiled(self._apply_accumulated)
         self._closure = self._on_parts(lambda _, parts: self._sum(parts))
-        self._forward: Callable[[mx.array], mx.array] = mx.compile(self._evaluation_forward, inputs=[model.state])
-        self._predict: Callable[[mx.array], mx.array] = mx.compile(
-            lambda x: loss.predictions(self._evaluation_forward(x)), inputs=[model.state]
-        )
+        self.forward = InPieces(self._evaluation_forward, model.spec, [model.state])
+        self.predict = InPieces(lambda x: loss.predictions(self._evaluation_forward(x)), model.spec, [model.state])
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         compiled: Callable[..., Any] = mx.compile(function, inputs=self._everything, outputs=self._everything)
@@ -235,7 +236,9 @@ class TrainingStep:
         before = (tree_flatten(self._everything), self._waiting) if keep else None
         if before is None:
             return self._advance(x, y, last=last)
-        loss, correct = evaluated(lambda: self._advance(x, y, last=last), lambda: self._put_back(*before))
+        loss, correct = evaluated(
+            lambda: self._advance(x, y, last=last), lambda: self._put_back(*before), new=x.shape not in self._tried
+        )
         self._tried.add(x.shape)
         if self._config.stop_on_nan:
             if not np.isfinite(found := number(loss)):
@@ -301,14 +304,6 @@ class TrainingStep:
         rows = float(x.shape[0])
         self._state["totals"] = self._state["totals"] + mx.array([number(loss) * rows, number(correct), rows])
         return loss, correct
-
-    def forward(self, x: FloatArray) -> FloatArray:
-        """The model's output in evaluation mode, before a trailing softmax."""
-        return in_pieces(self._forward, x, self._piece_rows)
-
-    def predict(self, x: FloatArray) -> FloatArray:
-        """What the loss says the outputs mean (probabilities or values), in evaluation mode."""
-        return in_pieces(self._predict, x, self._piece_rows)
 
     @property
     def totals(self) -> list[float]:

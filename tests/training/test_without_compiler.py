@@ -1,4 +1,4 @@
-"""Where MLX cannot compile: the same numbers, and one warning that says why."""
+"""How kernels are compiled; and where MLX cannot: the same numbers, and one warning that says why."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from gometal_mlx._compile import compiling, evaluated
 
 PROGRAM = """
-import json, sys, warnings
+import json, subprocess, sys, warnings
 import numpy as np
 import gometal_mlx as gm
 
@@ -30,7 +30,8 @@ with warnings.catch_warnings(record=True) as caught:
         found[optimizer] = [*(r["loss"] for r in history.records), trainer.evaluate((x, y))["loss"]]
         found[optimizer] += gm.Predictor(trainer.checkpoint()).predict(x[:2]).reshape(-1).tolist()
     told = [str(w.message) for w in caught if "uncompiled" in str(w.message)]
-print(json.dumps({"found": found, "told": told}))
+afterwards = subprocess.run(["sh", "-c", "command -v g++"], capture_output=True, text=True).stdout.strip()
+print(json.dumps({"found": found, "told": told, "compiler afterwards": afterwards}))
 """
 
 
@@ -92,6 +93,30 @@ def test_everything_runs_uncompiled_with_one_warning(case: str, tmp_path: Path) 
     assert told in found["told"][0]
     assert "\n" not in found["told"][0]
     assert found["found"] == usual["found"]  # to the last bit, the step that failed first included
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="only g++ gets options")
+def test_options_for_the_compiler_change_speed_alone(tmp_path: Path) -> None:
+    """The same numbers to the last bit, and a PATH as it was, with, without, and where g++ knows no such options."""
+    real, log = shutil.which("g++"), tmp_path / "log"
+    note = f'echo "$@" >>"{log}"'
+    refuse = 'case "$*" in *-fno-math-errno*) echo unknown option; exit 1;; esac'
+    compilers = {"ours": note, "keep": note, "refused": f"{note}\n{refuse}"}
+    found, told = {}, {}
+    for name, text in compilers.items():
+        (tmp_path / f"kernels {name}").mkdir()
+        variables = {"TMPDIR": str(tmp_path / f"kernels {name}"), "GOMETAL_COMPILER": name}
+        found[name] = run(**variables, PATH=compiler(tmp_path / name, f'{text}\nexec "{real}" "$@"'))
+        told[name] = [line for line in log.read_text().splitlines() if ".cpp" in line]
+        log.unlink()
+        assert found[name]["told"] == []
+        assert str(tmp_path / name / "g++") == found[name]["compiler afterwards"]
+    assert found["ours"] == {**found["keep"], "compiler afterwards": found["ours"]["compiler afterwards"]}
+    assert found["refused"]["found"] == found["keep"]["found"]
+    assert len(told["keep"]) > 10
+    assert all("-fno-math-errno" in line for line in told["ours"])
+    assert not any("-fno-math-errno" in line for line in told["keep"])
+    assert len(told["refused"]) == 2 * len(told["keep"])  # with the options, and then without
 
 
 @pytest.mark.parametrize("on", [True, False])
