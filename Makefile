@@ -21,7 +21,7 @@ help:  ## list the targets
 	touch $@ .venv/demo-installed
 
 .venv/interop-installed: .venv/dev-installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' onnxscript skl2onnx
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mkl]' 'torch==2.13.0' onnxscript skl2onnx
 	touch $@
 
 demo: .venv/demo-installed  ## install, train a CNN on real digits, save three formats, prove the ONNX file
@@ -33,7 +33,7 @@ test: .venv/dev-installed  ## install and run all tests
 	$(BIN)/python -m pytest --doctest-modules gometal_mlx
 	$(BIN)/python -m pytest tests -m 'not interop'
 
-test-interop: .venv/interop-installed  ## tests and examples judged by PyTorch and skl2onnx (installs them)
+test-interop: .venv/interop-installed  ## tests and examples judged by PyTorch and skl2onnx, and with MKL (installs them)
 	$(BIN)/python -m pytest tests -m interop
 	cd "$$(mktemp -d)" && "$(CURDIR)/$(BIN)/python" "$(CURDIR)/examples/interop/pytorch_round_trip.py"
 

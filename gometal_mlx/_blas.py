@@ -6,10 +6,11 @@ under just those names: ELF files of 500 bytes, without symbols, that need the b
 BLAS through them, and nobody else sees it. (Loading the library RTLD_GLOBAL would be simpler. But the OpenBLAS that
 numpy and that scipy bring would then take hundreds of their kernels from ours, which is of another version.)
 
-The better library is a copy of scipy-openblas32's without the prefix of its symbols, or, where that cannot be used, one
-of the system: distributions have OpenBLAS versions that are years old and slower (docs/performance.md). Stubs and copy
-are made once, in the user's cache, and a child process compares MLX with numpy before they are trusted. Whatever fails
-leaves MLX's own BLAS, with the reason in ``STATUS.notes``; ``gometal doctor`` shows it.
+The better library is, on an Intel processor, MKL if it is installed (``gometal_mlx[mkl]``); else a copy of
+scipy-openblas32's without the prefix of its symbols; or, where that cannot be used, one of the system: distributions
+have OpenBLAS versions that are years old and slower (docs/performance.md). Stubs and copy are made once, in the user's
+cache, and a child process compares MLX with numpy before they are trusted. Whatever fails leaves MLX's own BLAS, with
+the reason in ``STATUS.notes``; ``gometal doctor`` shows it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import struct
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -33,17 +34,19 @@ from typing import Literal
 from ._version import __version__
 
 Source = Literal["mlx", "system", "bundled", "path"]
-SYSTEM_NAMES = (  # the best first; Fedora and openSUSE call their serial build plain libopenblas.so.0
+MKL_NAMES = ("libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so.1")
+OPENBLAS_NAMES = (  # the best first; Fedora and openSUSE call their serial build plain libopenblas.so.0
     "libopenblasp.so.0", "libopenblas_pthreads.so.0", "libopenblas.so.0", "libopenblaso.so.0",
-    "libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so.1",
 )  # fmt: skip
+# by the user's variable that goes before: the same bits whenever the same is asked (2 is AUTO), by as many threads
+MKL_SETTINGS = {"MKL_CBWR": ("MKL_CBWR_Set", 2), "MKL_DYNAMIC": ("MKL_Set_Dynamic", 0)}
 COPY = "libgometal_openblas.so"  # a name of its own: others may ask for libscipy_openblas.so and need its prefix
 PREFIX = "scipy_"
 HELPERS = ("openblas_get_config", "openblas_get_corename", "openblas_get_num_threads", "openblas_set_num_threads")
 AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}  # what OpenBLAS's SkylakeX kernels execute
 CPU_FIELDS = {"vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features"}
 CHECK_SECONDS = 120.0
-OPENMP = 2  # what openblas_get_parallel says of a build that asks OpenMP, which has a number for every thread
+OPENMP = 2  # what openblas_get_parallel says of a build with OpenMP
 
 # Runs in a process of its own, because a library made for another processor ends it with SIGILL.
 CHECK = """
@@ -121,15 +124,21 @@ def _candidates(setting: str) -> Iterator[tuple[Source, str]]:
     if setting != "auto":
         yield "path", os.path.abspath(os.path.expanduser(setting))
         return
-    spec = find_spec("scipy_openblas32")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        yield "bundled", os.path.join(folder, "lib", "libscipy_openblas.so")
     multiarch = getattr(sys.implementation, "_multiarch", "")
     folders = [f for f in os.environ.get("LD_LIBRARY_PATH", "").split(":") if os.path.isabs(f)]
     folders += [f"{sys.prefix}/lib", "/usr/local/lib64", "/usr/local/lib"]
     folders += [f"/usr/lib/{multiarch}", "/usr/lib64", "/usr/lib"]
-    paths = (os.path.join(folder, name) for name in SYSTEM_NAMES for folder in folders)
-    yield from (("system", path) for path in paths if os.path.isfile(path))
+
+    def installed(names: Sequence[str]) -> list[tuple[Source, str]]:
+        paths = (os.path.join(folder, name) for name in names for folder in folders)
+        return [("system", path) for path in paths if os.path.isfile(path)]
+
+    intel = _cpu().get("vendor_id") == "GenuineIntel"  # elsewhere MKL takes slower ways
+    yield from installed(MKL_NAMES) if intel else ()
+    spec = find_spec("scipy_openblas32")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        yield "bundled", os.path.join(folder, "lib", "libscipy_openblas.so")
+    yield from installed(OPENBLAS_NAMES if intel else OPENBLAS_NAMES + MKL_NAMES)
 
 
 def _load(source: Source, library: str, notes: list[str]) -> BlasStatus:
@@ -154,9 +163,9 @@ def _load(source: Source, library: str, notes: list[str]) -> BlasStatus:
 
 
 def _cpu() -> dict[str, str]:
-    """What tells processors apart, of the first one: the others' lines can take long to make."""
+    """What tells processors apart, of the first one: the others' lines can take long to make. Nothing without /proc."""
     fields = {}
-    with open("/proc/cpuinfo") as file:
+    with suppress(OSError), open("/proc/cpuinfo") as file:
         for line in file:
             key, _, value = line.partition(":")
             if key.strip() in CPU_FIELDS:
@@ -167,20 +176,30 @@ def _cpu() -> dict[str, str]:
 
 
 def _core_and_threads(blas: ctypes.CDLL) -> tuple[str | None, int | None]:
-    """OpenBLAS has read its own variables for the number of threads; MKL's we read to it."""
-    if not hasattr(blas, "openblas_get_num_threads"):
-        if not hasattr(blas, "MKL_Get_Max_Threads"):
-            return None, None
+    """Of the library, set up; it has read its own variables for the number of threads, the others' we read to it."""
+    if hasattr(blas, "openblas_get_num_threads"):
+        # MLX's threads would each have a number of their own in a build with OpenMP
+        if not hasattr(blas, "openblas_get_parallel") or blas.openblas_get_parallel() != OPENMP:
+            _set_threads.append(blas.openblas_set_num_threads)
+        if count := _asked("MKL_NUM_THREADS", but=("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")):
+            blas.openblas_set_num_threads(count)
+        blas.openblas_get_corename.restype = ctypes.c_char_p
+        return blas.openblas_get_corename().decode(), blas.openblas_get_num_threads()
+    if hasattr(blas, "MKL_Get_Max_Threads"):
+        for variable, (function, value) in MKL_SETTINGS.items():
+            if variable not in os.environ:
+                getattr(blas, function)(value)
         _set_threads.append(blas.MKL_Set_Num_Threads)
+        if count := _asked("OPENBLAS_NUM_THREADS", but=("MKL_NUM_THREADS", "OMP_NUM_THREADS")):
+            blas.MKL_Set_Num_Threads(count)
         return None, blas.MKL_Get_Max_Threads()
-    if not hasattr(blas, "openblas_get_parallel") or blas.openblas_get_parallel() != OPENMP:
-        _set_threads.append(blas.openblas_set_num_threads)
-    wanted = os.environ.get("MKL_NUM_THREADS", "")
-    own = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
-    if wanted.isdecimal() and int(wanted) > 0 and not any(os.environ.get(name) for name in own):
-        blas.openblas_set_num_threads(int(wanted))
-    blas.openblas_get_corename.restype = ctypes.c_char_p
-    return blas.openblas_get_corename().decode(), blas.openblas_get_num_threads()
+    return None, None
+
+
+def _asked(variable: str, *, but: Sequence[str]) -> int:
+    """The number in a variable of another library; 0 if there is none, or one that this library has read itself."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() and not any(os.environ.get(name) for name in but) else 0
 
 
 def threads() -> int | None:

@@ -79,7 +79,8 @@ def told(process: subprocess.Popen[str], *, warning: str = "") -> dict[str, Any]
     status: dict[str, Any] = json.loads(out)
     assert {k: v for k, v in status["errors"].items() if not v < 1e-4} == {}
     assert status["own"] == (status["source"] == "mlx")
-    assert not status["everyone"]  # numpy and scipy bring other versions of OpenBLAS, which must not mix with ours
+    # numpy and scipy bring other versions of OpenBLAS, which must not mix with ours; MKL makes itself known to everyone
+    assert not status["everyone"] or "libmkl_rt" in status["path"]
     return status
 
 
@@ -116,7 +117,7 @@ def test_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["auto", ""])
-def test_auto_takes_the_system_first(tmp_path: Path, setting: str) -> None:
+def test_auto_takes_the_first_there_is(tmp_path: Path, setting: str) -> None:
     first = next(_blas._candidates("auto"))
     status = start(tmp_path, GOMETAL_BLAS=setting)
     assert (status["source"], status["path"], status["notes"]) == (*first, [])
@@ -162,6 +163,49 @@ def test_openmp_has_a_number_for_every_thread(parallel: int, told: list[int], mo
     assert (_blas.threads() is None) == (not told)
     _blas.use_threads(1)
     assert set_to == told
+
+
+@pytest.mark.parametrize(("vendor", "first"), [("GenuineIntel", True), ("AuthenticAMD", False), (None, False)])
+def test_mkl_comes_first_on_intel_and_last_elsewhere(
+    vendor: str | None, first: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "libmkl_rt.so.3").touch()
+    (tmp_path / "libopenblas.so.0").touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.setattr(_blas, "_cpu", lambda: {"vendor_id": vendor} if vendor else {})
+    found = [source if source == "bundled" else Path(path).name for source, path in _blas._candidates("auto")]
+    assert found[0 if first else -1].startswith("libmkl_rt")
+    names = [name for name in found if not name.startswith("libmkl_rt")]
+    assert names[0] == "bundled"
+    assert "libopenblas.so.0" in names
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "threads"),
+    [
+        ({}, [("CBWR", 2), ("Dynamic", 0)], 8),
+        ({"MKL_CBWR": "COMPATIBLE", "MKL_DYNAMIC": "TRUE"}, [], 8),
+        ({"OPENBLAS_NUM_THREADS": "3"}, [("CBWR", 2), ("Dynamic", 0)], 3),
+        ({"OPENBLAS_NUM_THREADS": "3", "OMP_NUM_THREADS": "5"}, [("CBWR", 2), ("Dynamic", 0)], 8),
+        ({"OPENBLAS_NUM_THREADS": "many"}, [("CBWR", 2), ("Dynamic", 0)], 8),
+    ],
+)
+def test_mkl_is_set_up_for_the_same_bits_unless_the_user_says_otherwise(
+    given: dict[str, str], settings: list[tuple[str, int]], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in os.environ if re.search("BLAS|MKL|_NUM_THREADS", n)]:
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    told: list[tuple[str, int]] = []
+    count = [8]
+    library = SimpleNamespace(
+        MKL_CBWR_Set=lambda v: told.append(("CBWR", v)), MKL_Set_Dynamic=lambda v: told.append(("Dynamic", v)),
+        MKL_Set_Num_Threads=lambda n: count.__setitem__(0, n), MKL_Get_Max_Threads=lambda: count[0],
+    )  # fmt: skip
+    monkeypatch.setattr(_blas, "_set_threads", [])
+    assert _blas._core_and_threads(library) == (None, threads)  # type: ignore[arg-type]
+    assert told == settings
 
 
 @pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"])
