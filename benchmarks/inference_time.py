@@ -18,6 +18,7 @@ from step_time import Turn, command, installed, measure, report, spec, torch_mod
 CASES = {f"{kind.upper()}, batch {batch}": (kind, batch) for kind in ("mlp", "cnn") for batch in (1, 256)}
 CONTESTANTS = {
     "gometal": "gometal_mlx, predict",
+    "openblas": "the same without MKL",
     "predictor": "Predictor from the ONNX file",
     "onnxruntime": "onnxruntime",
     "shipped": "gometal_mlx, MLX's own BLAS",
@@ -81,6 +82,7 @@ def torch(kind: str, batch: int) -> Turn:
 
 MAKE: dict[str, Callable[[str, int], Turn]] = {
     "gometal": gometal,
+    "openblas": gometal,
     "predictor": predictor,
     "onnxruntime": onnxruntime,
     "shipped": partial(gometal),
@@ -90,7 +92,8 @@ MAKE: dict[str, Callable[[str, int], Turn]] = {
 NOTE = (
     "The models of step_time.py, from a numpy batch to a numpy result (probabilities; onnxruntime: logits). "
     "Milliseconds a call: median (quartiles) of turns; bold: gometal_mlx's time divided by this one's, median within "
-    "rounds. The second table counts what one thread computes."
+    "rounds, and in brackets the same without MKL, where that is used. The second table counts what one thread "
+    "computes."
 )
 
 

@@ -1,8 +1,10 @@
 """Milliseconds of a training step: gometal_mlx, MLX by hand, MLX as shipped, PyTorch.
 
 Every contestant is a process of its own, and they take turns in one run, so that what else the machine does hits all
-of them alike: trust the ratios. A turn is a run of steps on fresh random batches (a batch that is learned by heart has
-gradients too small for normal numbers, which are slow), from numpy arrays to the updated weights.
+of them alike: trust the ratios. Between turns all rest, for MKL's threads wait a fifth of a second by spinning. A turn
+is a run of steps on fresh random batches (a batch that is learned by heart has gradients too small for normal numbers,
+which are slow), from numpy arrays to the updated weights. Everyone who uses MLX has kernels of his own, in a folder
+that is empty at first. Where MKL is installed, gometal_mlx takes part twice, with it and without.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -36,6 +39,7 @@ CASES = {
 }  # fmt: skip
 CONTESTANTS = {
     "gometal": "gometal_mlx",
+    "openblas": "gometal_mlx without MKL",
     "hand": "MLX by hand, compiled",
     "hand_conv": "the same with our convolution",
     "shipped": "mlx.nn as shipped",
@@ -45,6 +49,7 @@ CONTESTANTS = {
 SHIPPED = {"GOMETAL_BLAS": "off", "LD_PRELOAD": ""}  # environment of a process with the BLAS of MLX's wheel
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 TURN_SECONDS = 0.25
+REST_SECONDS = 0.25  # more than threads spin: MKL's 0.2
 PLAIN_SHARE = 5  # MLX as shipped has every fifth turn only: it is slow
 
 INPUTS = {"mlp": (784,), "cnn": (3, 32, 32), "norm": (3, 32, 32)}
@@ -163,6 +168,7 @@ def torch(kind: str, batch: int, *, compiled: bool = False) -> Turn:
 
 MAKE: dict[str, Callable[[str, int], Turn]] = {
     "gometal": gometal,
+    "openblas": gometal,
     "hand": by_hand,
     "hand_conv": partial(by_hand, our_conv=True),
     "shipped": partial(by_hand, compiled=False, our_blas=False),
@@ -201,6 +207,9 @@ def turn(make: Callable[[str, int], Turn], kind: str, batch: int) -> Callable[[]
 
 def work(make: Mapping[str, Callable[[str, int], Turn]], name: str) -> None:
     """A contestant's process: reads a model and a batch size a line, answers with both times of a step."""
+    if name == "openblas":
+        is_file = os.path.isfile
+        os.path.isfile = lambda path: "libmkl_rt" not in str(path) and is_file(path)
     ready: dict[str, Callable[[], Seconds]] = {}
     for line in sys.stdin:
         kind, batch = line.split()
@@ -215,7 +224,10 @@ class Worker:
 
     def __init__(self, script: str, name: str, *, one_thread: bool) -> None:
         self.one_thread = one_thread
+        self.kernels = tempfile.TemporaryDirectory()
         environment = {**os.environ, **(SHIPPED if name == "shipped" else {}), **(ONE_THREAD if one_thread else {})}
+        if not name.startswith("torch"):  # which keeps what it has compiled there, and needs minutes for it
+            environment["TMPDIR"] = self.kernels.name
         self.process = subprocess.Popen(
             [sys.executable, script, "--work", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
             text=True,
@@ -235,13 +247,18 @@ class Worker:
     def close(self) -> None:
         """End it."""
         self.process.communicate()
+        self.kernels.cleanup()
 
 
 def installed(names: Iterable[str]) -> list[str]:
-    """The contestants that can take part; PyTorch is no dependency."""
+    """The contestants that can take part; PyTorch and MKL are no dependencies."""
     from importlib.util import find_spec
 
-    return [n for n in names if not n.startswith("torch") or find_spec("torch")]
+    from gometal_mlx._blas import STATUS
+
+    missing = [] if find_spec("torch") else ["torch", "torch_compiled"]
+    missing += [] if "libmkl_rt" in (STATUS.path or "") else ["openblas"]
+    return [n for n in names if n not in missing]
 
 
 def measure(
@@ -256,6 +273,7 @@ def measure(
                 for name in names:
                     if (name == "hand_conv" and kind == "mlp") or (name == "shipped" and i % PLAIN_SHARE):
                         continue
+                    time.sleep(REST_SECONDS)
                     times[case][name].append(workers[name].ask(kind, batch))
                     print(".", end="", flush=True, file=sys.stderr)
     finally:
@@ -282,15 +300,19 @@ def command(
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def summary(values: list[float], ours: list[float]) -> dict[str, float]:
-    """Median, quartiles, and the median of ours / theirs within each round."""
-    step = max(1, len(ours) // len(values))  # some have fewer turns
-    ratios = [a / b for a, b in zip(ours[::step], values, strict=False)]
+def summary(values: list[float], row: Mapping[str, list[float]]) -> dict[str, float]:
+    """Median, quartiles, and the medians of ours / theirs within each round."""
+    step = max(1, len(row["gometal"]) // len(values))  # some have fewer turns
+    ratios = {
+        f"{ours}_ratio": round(statistics.median(a / b for a, b in zip(row[ours][::step], values, strict=False)), 3)
+        for ours in ("gometal", "openblas")
+        if row.get(ours)
+    }
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return {
         "median_ms": round(middle, 3), "least_ms": round(min(values), 3),
         "quartile1_ms": round(low, 3), "quartile3_ms": round(high, 3),
-        "turns": len(values), "gometal_ratio": round(statistics.median(ratios), 3),
+        "turns": len(values), **ratios,
     }  # fmt: skip
 
 
@@ -302,7 +324,7 @@ def report(title: str, note: str, names: Mapping[str, str], times: Times, one_th
         used = [n for n in names if any(n in row for row in rows.values())]
         lines += ["", f"| {what} | " + " | ".join(names[n] for n in used) + " |", "|---" * (len(used) + 1) + "|"]
         for case, row in rows.items():
-            lines.append(f"| {case} | " + " | ".join(cell(row.get(n), own=n == "gometal") for n in used) + " |")
+            lines.append(f"| {case} | " + " | ".join(cell(n, row.get(n)) for n in used) + " |")
     text = "\n".join(lines) + "\n"
     (FOLDER / f"{stem}.md").write_text(text)
     (FOLDER / f"{stem}.json").write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
@@ -311,15 +333,18 @@ def report(title: str, note: str, names: Mapping[str, str], times: Times, one_th
 
 def table_of(times: Times) -> dict[str, dict[str, dict[str, float]]]:
     """Summaries by case and contestant."""
-    return {case: {n: summary(v, row["gometal"]) for n, v in row.items() if v} for case, row in times.items()}
+    return {case: {n: summary(v, row) for n, v in row.items() if v} for case, row in times.items()}
 
 
-def cell(found: Mapping[str, float] | None, *, own: bool) -> str:
-    """``median (quartiles) ratio``."""
+def cell(name: str, found: Mapping[str, float] | None) -> str:
+    """``median (quartiles) ratio``, and in brackets the ratio without MKL."""
     if found is None:
         return ""
     text = f"{found['median_ms']:.3g} ({found['quartile1_ms']:.3g}-{found['quartile3_ms']:.3g})"
-    return text if own else f"{text} **{found['gometal_ratio']:.2f}x**"
+    if name == "gometal":
+        return text
+    text += f" **{found['gometal_ratio']:.2f}x**"
+    return text if name == "openblas" or "openblas_ratio" not in found else f"{text} ({found['openblas_ratio']:.2f}x)"
 
 
 def machine() -> str:
@@ -340,13 +365,14 @@ def blas() -> str:
         return f"LD_PRELOAD={os.environ['LD_PRELOAD']}"
     from gometal_mlx._blas import STATUS
 
-    return f"BLAS: {STATUS.source}, {STATUS.core_type}, {STATUS.threads} threads"
+    return f"BLAS: {Path(STATUS.path or 'of MLX').name}, {STATUS.threads} threads"
 
 
 NOTE = (
     "Adam, cross-entropy; MLP 784-512-256-128-10, CNN 3x32x32: conv 32, conv 64 stride 2, dense 128, dense 10. "
     "Milliseconds a step: median (quartiles) of turns; bold: gometal_mlx's time divided by this one's, median within "
-    "rounds. MLX as shipped has its own BLAS and is not compiled. The second table counts what one thread computes: "
+    "rounds, and in brackets the same without MKL, where that is used. MLX by hand has the BLAS of gometal_mlx, MLX as "
+    "shipped its own, and is not compiled. The second table counts what one thread computes: "
     "other programs on the machine hardly change it."
 )
 

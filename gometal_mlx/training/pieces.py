@@ -37,6 +37,15 @@ class InPieces:
         self._tried: set[Shape] = set()  # for which there are kernels
 
     def __call__(self, x: FloatArray) -> FloatArray:
+        new = x.shape not in self._tried
+        if len(x) <= self._rows:
+            found = evaluated(lambda: np.array(self._function(mx.array(x)), np.float32), new=new)
+        else:
+            found = self._in_lanes(x, new=new)
+        self._tried.add(x.shape)
+        return found
+
+    def _in_lanes(self, x: FloatArray, *, new: bool) -> FloatArray:
         pieces = [x[i : i + self._rows] for i in range(0, len(x), self._rows)]
         found: list[FloatArray] = []
         with side_by_side(min(most(), len(pieces))) as lanes:
@@ -50,8 +59,7 @@ class InPieces:
                 return [np.array(y, np.float32) for y in outputs]
 
             for i in range(0, len(pieces), len(lanes)):
-                found += evaluated(partial(run, pieces[i : i + len(lanes)]), new=x.shape not in self._tried)
-        self._tried.add(x.shape)
+                found += evaluated(partial(run, pieces[i : i + len(lanes)]), new=new)
         return np.concatenate(found)
 
 
