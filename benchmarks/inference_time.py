@@ -19,7 +19,7 @@ CASES = {f"{kind.upper()}, batch {batch}": (kind, batch) for kind in ("mlp", "cn
 CONTESTANTS = {
     "gometal": "gometal_mlx, predict",
     "openblas": "the same without MKL",
-    "predictor": "Predictor from the ONNX file",
+    "predictor": "Predictor with engine onnxruntime",
     "onnxruntime": "onnxruntime",
     "shipped": "gometal_mlx, MLX's own BLAS",
     "torch": "PyTorch eager",
@@ -51,10 +51,7 @@ def gometal(kind: str, batch: int) -> Turn:
 def predictor(kind: str, batch: int) -> Turn:
     import gometal_mlx as gm
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        path.write_bytes(exported(kind, batch))
-        predict = gm.Predictor(path).predict
+    predict = gm.Predictor(trainer(kind, batch).checkpoint(), engine="onnxruntime").predict
     return lambda x, _: predict(x), lambda: None
 
 

@@ -1,5 +1,5 @@
 """Inference."""
 
-from .predictor import Predictor
+from .predictor import ENGINES, Predictor
 
-__all__ = ["Predictor"]
+__all__ = ["ENGINES", "Predictor"]

@@ -250,6 +250,10 @@ def test_predict(run: Any, files: dict[str, Path], tmp_path: Path, suffix: str) 
     written = run("predict", files[suffix], tmp_path / "x.npy", "--out", tmp_path / "p.npy")
     assert written.out == f"{tmp_path / 'p.npy'}: (5, 2) written\n"
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), expected)
+    run("predict", files[suffix], tmp_path / "x.npy", "--out", tmp_path / "p.npy", "--engine", "onnxruntime")
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "p.npy"), Predictor(files[suffix], engine="onnxruntime").predict(x)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- train

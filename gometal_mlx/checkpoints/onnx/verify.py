@@ -67,9 +67,10 @@ def check_proto(source: bytes | Path, where: str) -> None:
         raise CheckpointError(f"{where}: the onnx checker objects: {_one_line(e)}") from e
 
 
-def session(source: bytes | Path, where: str) -> Any:
-    """An onnxruntime session on the CPU; CheckpointError if onnxruntime refuses the model."""
+def session(source: bytes | Path, where: str, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU, with so many threads (0: as it likes); CheckpointError if it refuses."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors come as exceptions; warnings on stderr would only repeat them
     try:
         return onnxruntime.InferenceSession(
@@ -83,8 +84,8 @@ def run(running: Any, x: FloatArray, output: str | None = None) -> FloatArray:
     """The named (or first) output for a batch."""
     given = running.get_inputs()[0]
     kind = {"tensor(double)": np.float64, "tensor(float16)": np.float16}.get(given.type, np.float32)
-    result: FloatArray = running.run(output and [output], {given.name: x.astype(kind)})[0]
-    return result.astype(np.float32)
+    result: FloatArray = running.run(output and [output], {given.name: x.astype(kind, copy=False)})[0]
+    return result.astype(np.float32, copy=False)
 
 
 def compare(

@@ -84,7 +84,7 @@ def save(
         checkpoint.validate()
         model = Model.from_checkpoint(checkpoint)
         if softmax and not model.ends_in_softmax:
-            model = _with_softmax(model)
+            model = ending_in(Softmax, model)
         chosen = _options(options)
         if chosen.float16_weights:
             _round_to_float16(model)
@@ -151,9 +151,10 @@ def _proven(trial: Path, path: Path, model: Model | None, tolerance: float) -> V
     return report
 
 
-def _with_softmax(model: Model) -> Model:
+def ending_in(kind: type[Layer], model: Model) -> Model:
+    """The model with one more layer, which has no weights."""
     taken = [layer.name for layer in model.layers]
-    layers = [*model.layers, Softmax(name=usable_name("softmax", taken))]
+    layers = [*model.layers, kind(name=usable_name(kind.__name__.lower(), taken))]
     extended = Model(ModelSpec.from_layers(layers, model.spec.input_shape), seed=0)
     extended.assign(extract_weights(model, copy=False), None, [])
     return extended

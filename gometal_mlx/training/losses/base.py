@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..._types import Shape
 from ...errors import ShapeError, SpecError
+from ...layers import Layer
 
 LOSSES: dict[int, type[Loss]] = {}  # LossFunction code -> class; filled by Loss.__init_subclass__
 
@@ -29,6 +30,7 @@ class Loss:
     needs_last: ClassVar[tuple[str, ...]] = ()  # layer types that give what the loss judges; empty: any
     instead: ClassVar[str] = ""  # the loss for models that end otherwise
     uses_logits: ClassVar[bool] = False  # wants the output before a trailing Softmax
+    answer: ClassVar[type[Layer] | None] = None  # makes probabilities of the outputs that the loss judges
 
     def __init_subclass__(cls) -> None:
         if "code" in cls.__dict__:
@@ -97,7 +99,9 @@ class Loss:
 
     def predictions(self, logits: mx.array) -> mx.array:
         """What ``predict`` returns for the outputs that the loss judges: probabilities or values."""
-        return logits
+        return (
+            logits if self.answer is None else self.answer(name="answer").forward({}, logits, training=False, key=None)
+        )
 
 
 def class_indices(y: npt.ArrayLike, rows: int, classes: int, kind: str) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ShapeError
+from ...layers import Layer, Sigmoid
 from .base import Loss
 
 CLAMP = 1e-7  # go-metal's distance from 0 and 1
@@ -75,12 +76,10 @@ class BCEWithLogits(BinaryCrossEntropy):
 
     code: ClassVar[int] = 3
     threshold: ClassVar[float] = 0.0
+    answer: ClassVar[type[Layer] | None] = Sigmoid
     needs_last: ClassVar[tuple[str, ...]] = ()
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
         x, y = outputs.astype(mx.float32), self._smoothed(y)
         # log(1 + exp(x)) in one piece: max and abs have no slope at 0, where it is 1/2
         return mx.mean(mx.logaddexp(x, mx.zeros_like(x)) - x * y, axis=1)
-
-    def predictions(self, logits: mx.array) -> mx.array:
-        return mx.sigmoid(logits)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..._types import Shape
 from ...errors import SpecError
+from ...layers import Layer, Softmax
 from .base import Loss, class_indices
 
 
@@ -27,6 +28,7 @@ class CrossEntropy(Loss):
     code: ClassVar[int] = 0
     classification: ClassVar[bool] = True
     uses_logits: ClassVar[bool] = True
+    answer: ClassVar[type[Layer] | None] = Softmax
 
     def __init__(self, output_shape: Shape, label_smoothing: float = 0.0) -> None:
         super().__init__(output_shape, label_smoothing)
@@ -54,9 +56,6 @@ class CrossEntropy(Loss):
     def correct(self, outputs: mx.array, y: mx.array) -> mx.array | None:
         classes = y if y.ndim == 1 else mx.argmax(y, axis=1)
         return mx.sum(mx.argmax(outputs, axis=1) == classes)
-
-    def predictions(self, logits: mx.array) -> mx.array:
-        return mx.softmax(logits, axis=1, precise=True)
 
 
 class SparseCrossEntropy(CrossEntropy):
