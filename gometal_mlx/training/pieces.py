@@ -87,8 +87,9 @@ def lane_rows(spec: ModelSpec) -> float:
 
 def lane_count(rows: int, least: float) -> int:
     """How many lanes share a batch, each with at least so many rows; one if fewer than half of all could be used."""
-    count = min(most(), int(rows / least))
-    return count if 2 * count > most() else 1
+    available = most()
+    count = min(available, int(rows / least))
+    return count if 2 * count > available else 1
 
 
 def shares(rows: int, lanes: int) -> list[slice]:
