@@ -65,10 +65,11 @@ def _stream(_: int) -> mx.Stream:
 
 
 def spread(arrays: Iterable[mx.array], lanes: Sequence[mx.Stream]) -> dict[Shape, mx.Stream]:
-    """A lane for the arrays of each shape, the largest first, each in the lane that has least so far.
+    """A stream in which the arrays of each shape are updated, the largest first; for one lane there is nothing to say.
 
-    Those of one shape stay together: in one compiled function MLX takes a constant of one stream for the equal one of
-    another, which then reads it from memory, number by number. For one lane there is nothing to say.
+    The largest have a stream of their own beside the lanes, the others go each to the lane that has least so far. Those
+    of one shape stay together: in one compiled function MLX takes a constant of one stream for the equal one of
+    another, which then reads it from memory, number by number.
     """
     if len(lanes) == 1:
         return {}
@@ -76,8 +77,11 @@ def spread(arrays: Iterable[mx.array], lanes: Sequence[mx.Stream]) -> dict[Shape
     for a in arrays:
         sizes[a.shape] = sizes.get(a.shape, 0) + a.size
     load = [0] * len(lanes)
-    found = {}
+    found: dict[Shape, mx.Stream] = {}
     for shape in sorted(sizes, key=lambda s: -sizes[s]):
+        if not found:
+            found[shape] = _stream(len(lanes))
+            continue
         least = load.index(min(load))
         found[shape] = lanes[least]
         load[least] += sizes[shape]

@@ -157,9 +157,10 @@ def _by_taps(g: mx.array, taps: mx.array, rows: Span, columns: Span) -> mx.array
         return mx.zeros(_shape(g, rows, columns, c), g.dtype)
     down, across = rows[1] - rows[0], columns[1] - columns[0]
     g = _cut(g, (rows[0] - height + 1, rows[1]), (columns[0] - width + 1, columns[1]))
-    products = (g.reshape(-1, outputs) @ taps.reshape(outputs, -1)).reshape(*g.shape[:3], height, width, c)
-    places = itertools.product(enumerate(reversed(range(height))), enumerate(reversed(range(width))))
-    return reduce(add, (products[:, y : y + down, x : x + across, i, j] for (i, y), (j, x) in places))
+    products = (g.reshape(-1, outputs) @ taps.reshape(outputs, -1)).reshape(*g.shape[:3], -1)
+    places = enumerate(itertools.product(reversed(range(height)), reversed(range(width))))
+    moved = (products[:, y : y + down, x : x + across, i * c : (i + 1) * c] for i, (y, x) in places)
+    return reduce(add, moved)
 
 
 def _shape(g: mx.array, rows: Span, columns: Span, channels: int) -> tuple[int, int, int, int]:

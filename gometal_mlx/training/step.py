@@ -262,8 +262,14 @@ class TrainingStep:
                 if last or self._waiting == self._config.accumulation_steps:
                     self._apply()
                     self._waiting = 0
-            evaluate = mx.eval if several else mx.async_eval
-            evaluate(self._everything, loss, correct)
+            if several:
+                # The largest arrays are updated as soon as their gradients are there, often those of a dense layer
+                # behind convolutions. In one evaluation MLX leaves all updates to the end.
+                largest = next(iter(self._optimizer.homes), None)
+                mx.async_eval([a for _, a in tree_flatten(self._everything) if a.shape == largest])
+                mx.eval(self._everything, loss, correct)
+            else:
+                mx.async_eval(self._everything, loss, correct)
         return loss, correct
 
     def _go_back(self, loss: float, before: State, x: mx.array) -> None:
