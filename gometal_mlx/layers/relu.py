@@ -36,7 +36,8 @@ class ReLU(Activation):
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Relu",),)
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        return cast(mx.array, _on_cpu(x)) if on_cpu() else mx.maximum(x, 0)
+        # in evaluation without a gradient of its own, for which MLX would hold on to x instead of writing into it
+        return cast(mx.array, _on_cpu(x)) if training and on_cpu() else mx.maximum(x, 0)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("Relu", x)
