@@ -26,6 +26,7 @@ from .losses import Loss
 from .pieces import InPieces, lane_count, lane_rows, shares
 
 T = TypeVar("T")
+_begin: Callable[..., None] = mx.async_eval  # to which MLX's stubs give no types
 Lanes = list[mx.Stream]
 Part = tuple[mx.array, mx.array, Any]  # of some rows of a batch: share of the mean loss, correct rows, gradients
 Result = tuple[mx.array, mx.array]  # mean loss and correct rows of a batch
@@ -266,10 +267,10 @@ class TrainingStep:
                 # The largest arrays are updated as soon as their gradients are there, often those of a dense layer
                 # behind convolutions. In one evaluation MLX leaves all updates to the end.
                 largest = next(iter(self._optimizer.homes), None)
-                mx.async_eval([a for _, a in tree_flatten(self._everything) if a.shape == largest])
+                _begin([a for _, a in tree_flatten(self._everything) if a.shape == largest])
                 mx.eval(self._everything, loss, correct)
             else:
-                mx.async_eval(self._everything, loss, correct)
+                _begin(self._everything, loss, correct)
         return loss, correct
 
     def _go_back(self, loss: float, before: State, x: mx.array) -> None:
