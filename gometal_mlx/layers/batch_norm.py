@@ -121,7 +121,7 @@ class BatchNorm(Layer):
 def _normalised(rows: mx.array, mean: mx.array, var: mx.array, eps: float, *learned: mx.array) -> mx.array:
     scale = mx.rsqrt(var + eps)
     y = (rows - mean) * by_itself(scale * learned[0] if learned else scale)
-    return by_itself(y + learned[1] if learned else y)
+    return y + learned[1] if learned else y
 
 
 def _by_batch(eps: float) -> Callable[..., mx.array]:

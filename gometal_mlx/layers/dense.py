@@ -64,7 +64,8 @@ class Dense(Layer):
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         if x.ndim > 2:
             x = to_public(x).reshape(x.shape[0], math.prod(x.shape[1:]))  # -1 cannot be inferred for no rows
-        return mx.addmm(p["bias"], x, p["weight"]) if self.use_bias else x @ p["weight"]
+        y = x @ p["weight"]
+        return y + p["bias"] if self.use_bias else y
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         if len(g.shape()) > 2:

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import mlx.core as mx
 
 from .._types import FloatArray, Params
+from ._device import piecewise
 from .base import Activation, GraphWriter, Match
 
 
@@ -28,8 +29,11 @@ class LeakyReLU(Activation):
     negative_slope: float = 0.01
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        # the same as a choice by sign, which compiles to a branch for every number on a CPU
-        return (mx.maximum if self.negative_slope <= 1 else mx.minimum)(x, self.negative_slope * x)
+        slope = self.negative_slope
+        larger = mx.maximum if slope <= 1 else mx.minimum
+        return piecewise(
+            lambda x: larger(x, slope * x), lambda x, g, y: mx.where(x > 0, g, slope * g), x, training=training
+        )
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("LeakyRelu", x, alpha=self.negative_slope)

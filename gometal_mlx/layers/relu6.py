@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import mlx.core as mx
 
 from .._types import FloatArray, Params
-from ._device import by_itself
+from ._device import piecewise
 from .base import Activation, GraphWriter, Match
 
 
@@ -26,7 +26,10 @@ class ReLU6(Activation):
     go_metal_limit = "go-metal does not know this layer"
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        return mx.minimum(by_itself(mx.maximum(x, 0)), 6)
+        def slope(x: mx.array, g: mx.array, y: mx.array) -> mx.array:
+            return mx.where(y > 0, mx.where(y < 6, g, 0), 0)
+
+        return piecewise(lambda x: mx.minimum(mx.maximum(x, 0), 6), slope, x, training=training)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("Clip", x, g.scalar("min", 0.0), g.scalar("max", 6.0))

@@ -51,7 +51,15 @@ def step(w, m, v, g):
     w = adam.rule(w, g * (w > 0), state, mx.array(3.0), mx.array(0.1))
     return mx.tanh(w), w, state["momentum"], state["variance"]
 
-found = evaluated(lambda: (lambda y: (mx.eval(y), y)[1])(step(*values)))
+@mx.compile
+def layers(x, b):  # written into products and transposed ones, read in windows, chosen by comparisons of two types
+    y = mx.maximum(x @ x.T + b, 0)
+    z = (x @ x.T).T * b - y.T
+    windows = -(-mx.as_strided(y, (7, 6, 3, 6), (34, 2, 17, 1)))
+    return windows, z, mx.where(z > 0, y, 0.5 * y) * (y < 1)
+
+x, b = values[0][:986].reshape(17, 58), values[3][:17]
+found = evaluated(lambda: (lambda y: (mx.eval(y), y)[1])([*step(*values), *layers(x, b)]))
 afterwards = subprocess.run(["sh", "-c", "command -v g++"], capture_output=True, text=True).stdout.strip()
 print(json.dumps([[hashlib.sha256(np.array(y)).hexdigest() for y in found], afterwards]))
 """
