@@ -72,10 +72,9 @@ def _as_products(stride: int, padding: int) -> Convolution:
         images = _pieces(x, w, stride, padding)
         arriving = _split(g, images[0].shape[0])
         dx = [_input_gradient(part, w, (x.shape[1], x.shape[2]), stride, padding) for part in arriving]
-        dw = mx.zeros((outputs, w.size // outputs), w.dtype)
-        for image, part in zip(images, arriving, strict=True):
-            dw = mx.addmm(dw, part.reshape(-1, outputs).T, _windows(image, k, k, stride))
-        return mx.concatenate(dx), dw.reshape(w.shape)
+        pairs = zip(images, arriving, strict=True)
+        dw = [part.reshape(-1, outputs).T @ _windows(image, k, k, stride) for image, part in pairs]
+        return mx.concatenate(dx), reduce(add, dw).reshape(w.shape)
 
     return cast(Convolution, convolve)
 
