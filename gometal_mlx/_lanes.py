@@ -12,7 +12,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import mlx.core as mx
 
@@ -21,6 +21,9 @@ from ._denormals import denormals_are_zeros
 from ._types import Shape
 from .errors import SpecError, shown
 from .layers._device import on_cpu
+
+Lanes = list[mx.Stream]
+begin: Callable[..., None] = mx.async_eval  # to which MLX's stubs give no types
 
 
 def most() -> int:
@@ -40,7 +43,7 @@ def most() -> int:
 
 
 @contextlib.contextmanager
-def side_by_side(count: int) -> Iterator[list[mx.Stream]]:
+def side_by_side(count: int) -> Iterator[Lanes]:
     """That many streams, the default one first; what was begun in them must be evaluated before the block is left.
 
     With several of them, BLAS uses one thread a product meanwhile: its threads would wait for each other, and change

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from .._compile import evaluated
-from .._lanes import most, side_by_side
+from .._lanes import Lanes, begin, most, side_by_side
 from .._types import FloatArray, Shape
 from ..layers import ModelSpec
 from ..layers._device import on_cpu
@@ -47,20 +47,22 @@ class InPieces:
 
     def _in_lanes(self, x: FloatArray, *, new: bool) -> FloatArray:
         pieces = [x[i : i + self._rows] for i in range(0, len(x), self._rows)]
-        found: list[FloatArray] = []
+
+        def run(lanes: Lanes) -> list[FloatArray]:
+            # A lane gets its next piece when it is through with one, and waits for no other. More than one at a time
+            # would take more memory than stays in the cache.
+            found: list[FloatArray] = []
+            begun: list[mx.array] = []
+            for lane, piece in zip(itertools.cycle(lanes), pieces, strict=False):
+                if len(begun) == len(lanes):
+                    found.append(np.array(begun.pop(0), np.float32))
+                with mx.stream(lane):
+                    begun.append(self._function(mx.array(piece)))
+                    begin(begun[-1])
+            return found + [np.array(y, np.float32) for y in begun]
+
         with side_by_side(min(most(), len(pieces))) as lanes:
-
-            def run(given: list[FloatArray]) -> list[FloatArray]:
-                outputs = []
-                for lane, piece in zip(lanes, given, strict=False):
-                    with mx.stream(lane):
-                        outputs.append(self._function(mx.array(piece)))
-                mx.eval(outputs)
-                return [np.array(y, np.float32) for y in outputs]
-
-            for i in range(0, len(pieces), len(lanes)):
-                found += evaluated(partial(run, pieces[i : i + len(lanes)]), new=new)
-        return np.concatenate(found)
+            return np.concatenate(evaluated(lambda: run(lanes), new=new))
 
 
 def piece_rows(spec: ModelSpec) -> int:

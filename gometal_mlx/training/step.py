@@ -16,7 +16,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .._compile import evaluated, tell_if_there_is_no_compiler
-from .._lanes import side_by_side, spread
+from .._lanes import Lanes, begin, side_by_side, spread
 from .._types import FloatArray, Shape, number, view
 from ..errors import TrainingError
 from ..layers import Model
@@ -26,8 +26,6 @@ from .losses import Loss
 from .pieces import InPieces, lane_count, lane_rows, shares
 
 T = TypeVar("T")
-_begin: Callable[..., None] = mx.async_eval  # to which MLX's stubs give no types
-Lanes = list[mx.Stream]
 Part = tuple[mx.array, mx.array, Any]  # of some rows of a batch: share of the mean loss, correct rows, gradients
 Result = tuple[mx.array, mx.array]  # mean loss and correct rows of a batch
 State = tuple[list[dict[str, Any]], int]  # the arrays of model, optimizer and step, and how many batches wait
@@ -267,10 +265,10 @@ class TrainingStep:
                 # The largest arrays are updated as soon as their gradients are there, often those of a dense layer
                 # behind convolutions. In one evaluation MLX leaves all updates to the end.
                 largest = next(iter(self._optimizer.homes), None)
-                _begin([a for _, a in tree_flatten(self._everything) if a.shape == largest])
+                begin([a for _, a in tree_flatten(self._everything) if a.shape == largest])
                 mx.eval(self._everything, loss, correct)
             else:
-                _begin(self._everything, loss, correct)
+                begin(self._everything, loss, correct)
         return loss, correct
 
     def _go_back(self, loss: float, before: State, x: mx.array) -> None:
