@@ -44,7 +44,7 @@ def most() -> int:
 
 @contextlib.contextmanager
 def side_by_side(count: int) -> Iterator[Lanes]:
-    """That many streams, the default one first; what was begun in them must be evaluated before the block is left.
+    """That many streams, the default one first; what was begun in them must be evaluated before the block ends.
 
     With several of them, BLAS uses one thread a product meanwhile: its threads would wait for each other, and change
     how the processors are shared out.
@@ -52,9 +52,14 @@ def side_by_side(count: int) -> Iterator[Lanes]:
     if count == 1:
         yield [mx.default_stream(mx.default_device())]
         return
+    lanes = [mx.default_stream(mx.cpu), *(_stream(i) for i in range(1, count))]
     use_threads(1)
     try:
-        yield [mx.default_stream(mx.cpu), *(_stream(i) for i in range(1, count))]
+        yield lanes
+    except BaseException:  # Ctrl-C, say, while lanes compute: BLAS's threads must not change under a product
+        for lane in lanes:
+            mx.synchronize(lane)
+        raise
     finally:
         use_threads(threads() or 1)
 

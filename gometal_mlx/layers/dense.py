@@ -11,6 +11,7 @@ import numpy as np
 
 from .._types import FloatArray, Params, Shape
 from ..errors import ShapeError
+from ._device import on_cpu
 from ._layout import to_public
 from .base import FLATTEN_OPS, GraphWriter, Layer, Match, Param, constant, he_normal
 
@@ -64,8 +65,11 @@ class Dense(Layer):
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         if x.ndim > 2:
             x = to_public(x).reshape(x.shape[0], math.prod(x.shape[1:]))  # -1 cannot be inferred for no rows
-        y = x @ p["weight"]
-        return y + p["bias"] if self.use_bias else y
+        if not self.use_bias:
+            return x @ p["weight"]
+        if on_cpu():
+            return x @ p["weight"] + p["bias"]  # in one loop with an activation
+        return mx.addmm(p["bias"], x, p["weight"])
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         if len(g.shape()) > 2:

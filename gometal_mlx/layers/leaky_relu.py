@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import mlx.core as mx
 
 from .._types import FloatArray, Params
-from ._device import piecewise
+from ._piecewise import piecewise
 from .base import Activation, GraphWriter, Match
 
 

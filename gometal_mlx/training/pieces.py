@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -53,7 +52,7 @@ class InPieces:
             # would take more memory than stays in the cache.
             found: list[FloatArray] = []
             begun: list[mx.array] = []
-            for lane, piece in zip(itertools.cycle(lanes), pieces, strict=False):
+            for lane, piece in zip(cycle(lanes), pieces, strict=False):
                 if len(begun) == len(lanes):
                     found.append(np.array(begun.pop(0), np.float32))
                 with mx.stream(lane):

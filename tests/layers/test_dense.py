@@ -6,7 +6,7 @@ import pytest
 from contracts import Arrays, Case, LayerContract, randomise
 
 from gometal_mlx.errors import ShapeError, SpecError
-from gometal_mlx.layers import Conv2D, Dense, Model, ModelSpec
+from gometal_mlx.layers import Conv2D, Dense, Model, ModelSpec, dense
 
 
 def reference(layer: Dense, p: Arrays, x: np.ndarray, training: bool) -> np.ndarray:
@@ -58,6 +58,17 @@ def test_flattens_a_convolution_in_channels_height_width_order() -> None:
 def test_refuses_a_size_that_is_none(size: object) -> None:
     with pytest.raises(SpecError, match=r"^Dense 'd': output_size must be "):
         Dense(name="d", output_size=size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_a_gpu_gets_the_same_values(use_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Dense(name="d", output_size=3, use_bias=use_bias), mx.random.normal((5, 4))
+    p = {"weight": mx.random.normal((4, 3)), "bias": mx.random.normal((3,))}
+    found = []
+    for cpu in (True, False):
+        monkeypatch.setattr(dense, "on_cpu", lambda cpu=cpu: cpu)
+        found.append(np.array(layer.forward(p, x, training=False, key=None)))
+    np.testing.assert_allclose(*found, rtol=0, atol=2e-6)
 
 
 def test_refuses_rank_1() -> None:

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gometal_mlx.layers import LeakyReLU, ReLU, ReLU6, _device
+from gometal_mlx.layers import LeakyReLU, ReLU, ReLU6, _piecewise
 from gometal_mlx.layers.base import Activation
 
 Function = Callable[[mx.array], mx.array]
@@ -42,6 +42,13 @@ def test_value_and_gradient_are_those_of_mx(
 
 
 @each
+def test_slope_at_infinity(layer: Activation, plain: Function) -> None:
+    """That of the piece; MLX's own is the sum of both where both are infinite."""
+    _, (slope,) = mx.vjp(trained(layer), [mx.array([-np.inf, np.inf])], [mx.ones(2)])
+    assert slope.tolist() == [getattr(layer, "negative_slope", 0), not isinstance(layer, ReLU6)]
+
+
+@each
 def test_nan_comes_out_as_nan(layer: Activation, plain: Function) -> None:
     assert np.isnan(trained(layer)(mx.array([np.nan])).item())
 
@@ -58,7 +65,7 @@ def test_it_can_be_differentiated_twice(layer: Activation, plain: Function) -> N
 
 @pytest.mark.parametrize(("training", "cpu"), [(True, True), (False, True), (True, False)])
 def test_where_the_gradient_is_its_own(training: bool, cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_device, "on_cpu", lambda: cpu)
+    monkeypatch.setattr(_piecewise, "on_cpu", lambda: cpu)
     used: list[bool] = []
 
     def gradient(x: mx.array, g: mx.array, y: mx.array) -> mx.array:
@@ -66,7 +73,7 @@ def test_where_the_gradient_is_its_own(training: bool, cpu: bool, monkeypatch: p
         return g
 
     def value(x: mx.array) -> mx.array:
-        return _device.piecewise(mx.abs, gradient, x, training=training)
+        return _piecewise.piecewise(mx.abs, gradient, x, training=training)
 
     own = training and cpu
     assert value(mx.array(-2.0)).item() == 2

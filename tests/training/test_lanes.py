@@ -197,6 +197,20 @@ def test_products_have_all_threads_again(lanes: int) -> None:
     assert threads_of_blas() == _blas.threads()
 
 
+def test_products_end_before_an_interrupted_block_gives_them_threads(
+    lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    wait = mx.synchronize
+    monkeypatch.setattr(mx, "synchronize", lambda s: done.append(s) or wait(s))
+    monkeypatch.setattr(_lanes, "use_threads", done.append)
+    a = mx.ones((64, 64))
+    with suppress(KeyboardInterrupt), _lanes.side_by_side(lanes) as streams:
+        _lanes.begin([mx.matmul(a, a, stream=s) for s in streams])
+        raise KeyboardInterrupt
+    assert done == [1, *streams, _blas.threads() or 1]
+
+
 def test_lanes_take_denormals_as_the_first_one_does(lanes: int) -> None:
     """Only the thread of the first was started when the package was imported."""
     with _lanes.side_by_side(lanes) as streams:
