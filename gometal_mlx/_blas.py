@@ -45,6 +45,7 @@ PREFIX = "scipy_"
 HELPERS = ("openblas_get_config", "openblas_get_corename", "openblas_get_num_threads", "openblas_set_num_threads")
 AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}  # what OpenBLAS's SkylakeX kernels execute
 CPU_FIELDS = {"vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features"}
+UNPACKED_CORES = {"SkylakeX", "Cooperlake", "SapphireRapids"}  # kernels that read small matrices where they lie
 CHECK_SECONDS = 120.0
 OPENMP = 2  # what openblas_get_parallel says of a build with OpenMP
 
@@ -92,6 +93,7 @@ class BlasStatus:
 
 
 _set_threads: list[Callable[[int], object]] = []  # of the library in use
+_wake_threads: list[Callable[[], object]] = []  # likewise, if its threads sleep where products are small
 
 
 class _Unusable(Exception):
@@ -181,6 +183,7 @@ def _core_and_threads(blas: ctypes.CDLL) -> tuple[str | None, int | None]:
         # MLX's threads would each have a number of their own in a build with OpenMP
         if not hasattr(blas, "openblas_get_parallel") or blas.openblas_get_parallel() != OPENMP:
             _set_threads.append(blas.openblas_set_num_threads)
+            _wake_threads.append(_shared_product(blas))
         if count := _asked("MKL_NUM_THREADS", but=("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")):
             blas.openblas_set_num_threads(count)
         blas.openblas_get_corename.restype = ctypes.c_char_p
@@ -211,6 +214,26 @@ def use_threads(count: int) -> None:
     """Have so many threads compute every product from now on."""
     for tell in _set_threads:
         tell(count)
+
+
+def unpacked_product() -> int:
+    """Up to how many multiplications BLAS's product copies no matrix first; 0 if it always does, or is not known to."""
+    return 2**19 if STATUS.core_type in UNPACKED_CORES else 0  # OpenBLAS says 10**6; up to here it is no slower
+
+
+def wake_threads() -> None:
+    """Have OpenBLAS's threads compute something, after which they spin; MKL's do so anyway."""
+    if (threads() or 1) > 1:
+        for wake in _wake_threads:
+            wake()
+
+
+def _shared_product(blas: ctypes.CDLL) -> Callable[[], object]:
+    """A product large enough to be shared among the threads: of 128 x 128 numbers."""
+    n, row_major, as_it_is = 128, 101, 111
+    a, b, c = ((ctypes.c_float * n**2)() for _ in range(3))
+    multiply, one, zero = blas.cblas_sgemm, ctypes.c_float(1), ctypes.c_float(0)
+    return lambda: multiply(row_major, as_it_is, as_it_is, n, n, n, one, a, n, b, n, zero, c, n)
 
 
 def _prepared(source: Source, library: str, environment: Mapping[str, str], machine: list[object]) -> Path:

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 import gometal_mlx as gm
 from gometal_mlx.checkpoints import extract_weights
 from gometal_mlx.layers import Layer, Model, ModelSpec
+from gometal_mlx.layers._prepared import Prepared
 from gometal_mlx.layers.base import LAYERS, fields
 
 SUFFIXES = (".json", ".safetensors", ".onnx")
@@ -109,6 +110,15 @@ class LayerContract:
         np.testing.assert_allclose(
             np.array(model(mx.array(x))), expected, rtol=0, atol=VALUE_TOLERANCE * np.abs(expected).max()
         )
+
+    def test_value_of_prepared_weights(self, case: Case) -> None:
+        """A layer that lays its weight out for evaluation computes the same with it."""
+        model, x = case.model(), case.batch(3)
+        prepared = Prepared(model)
+        assert prepared.refresh() == bool(prepared.arrays) == case.resolved.prepares(case.spec.input_shape)
+        found = np.array(model(mx.array(x), prepared=prepared.arrays))
+        expected = case.value(model, x, False)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=VALUE_TOLERANCE * np.abs(expected).max())
 
     def test_rows_apart_is_what_is_computed(self, case: Case, training: bool) -> None:
         """A batch is dealt out to lanes, or predicted in pieces, where the layer says so."""

@@ -157,12 +157,18 @@ def test_openmp_has_a_number_for_every_thread(parallel: int, told: list[int], mo
     library = SimpleNamespace(
         openblas_get_parallel=lambda: parallel, openblas_get_num_threads=lambda: 5,
         openblas_set_num_threads=set_to.append, openblas_get_corename=lambda: b"Core",
+        cblas_sgemm=lambda *given: products.append(given[3:6]),
     )  # fmt: skip
+    products: list[tuple[int, ...]] = []
     monkeypatch.setattr(_blas, "_set_threads", [])
+    monkeypatch.setattr(_blas, "_wake_threads", [])
+    monkeypatch.setattr(_blas, "STATUS", _blas.BlasStatus("bundled", threads=5))
     assert _blas._core_and_threads(library) == ("Core", 5)  # type: ignore[arg-type]
     assert (_blas.threads() is None) == (not told)
     _blas.use_threads(1)
     assert set_to == told
+    _blas.wake_threads()
+    assert products == [(128, 128, 128)] * len(told)
 
 
 @pytest.mark.parametrize(("vendor", "first"), [("GenuineIntel", True), ("AuthenticAMD", False), (None, False)])
@@ -370,3 +376,13 @@ def test_parallel_first_starts(tmp_path: Path) -> None:
     running = [begin(tmp_path, HIDE) for _ in range(3)]
     assert [told(process)["source"] for process in running] == ["bundled"] * 3
     assert len(folders(tmp_path)) == 1  # no temporary folder is left, either
+
+
+@pytest.mark.parametrize(
+    ("core", "reads_in_place"), [("SkylakeX", True), ("SapphireRapids", True), ("Haswell", False), (None, False)]
+)
+def test_which_kernels_read_small_matrices_where_they_lie(
+    core: str | None, reads_in_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_blas, "STATUS", _blas.BlasStatus("bundled", core_type=core))
+    assert (_blas.unpacked_product() > 0) == reads_in_place

@@ -13,6 +13,7 @@ from .._types import FloatArray
 from ..checkpoints import Checkpoint, load
 from ..errors import SpecError, naming, shown
 from ..layers import Model, ModelSpec
+from ..layers._prepared import Prepared
 from ..training.config import LossFunction
 from ..training.losses import LOSSES
 from ..training.pieces import InPieces
@@ -62,7 +63,9 @@ class Predictor:
             return
         run_model = self.model.logits if self._loss.uses_logits else self.model
         tell_if_there_is_no_compiler()
-        self._answer = InPieces(lambda x: self._loss.predictions(run_model(x)), self.spec, [self.model.state])
+        self._answer = InPieces(
+            lambda x, prepared: self._loss.predictions(run_model(x, prepared=prepared)), Prepared(self.model)
+        )
 
     @property
     def spec(self) -> ModelSpec:

@@ -49,7 +49,7 @@ def _pointwise(stride: int, padding: int) -> Convolution:
     """Kernels of one pixel: a product of each pixel's channels; MLX's gradients are fine here."""
 
     def convolve(x: mx.array, w: mx.array) -> mx.array:
-        pixels = _pad(x, padding)[:, ::stride, ::stride].reshape(-1, w.shape[3])
+        pixels = mx.pad(x, _around(padding))[:, ::stride, ::stride].reshape(-1, w.shape[3])
         return (pixels @ w.reshape(w.shape[0], -1).T).reshape(_output_shape(x, w, stride, padding))
 
     return convolve
@@ -96,7 +96,19 @@ def _split(a: mx.array, size: int) -> list[mx.array]:
 
 
 def _pad(x: mx.array, padding: int) -> mx.array:
-    return mx.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)]) if padding else x
+    """The image with zeros around it; has no gradient.
+
+    MLX copies number by number here, so pairs of them are copied as one: a third less time.
+    """
+    if not padding:
+        return x
+    pairs = x.dtype == mx.float32 and x.shape[3] % 2 == 0
+    padded = mx.pad(x.view(mx.int64) if pairs else x, _around(padding))
+    return padded.view(mx.float32) if pairs else padded
+
+
+def _around(padding: int) -> list[Span]:
+    return [(0, 0), (padding, padding), (padding, padding), (0, 0)]
 
 
 def _windows(x: mx.array, height: int, width: int, stride: int) -> mx.array:

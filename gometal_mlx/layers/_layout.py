@@ -6,6 +6,8 @@ axis once at its border, so that a stack of convolutions, activations and pools 
 
 import mlx.core as mx
 
+from .._types import Shape
+
 
 def to_internal(x: mx.array) -> mx.array:
     """``(N, C, d1, ...)`` -> ``(N, d1, ..., C)``; arrays of rank 1 or 2 are returned as they are."""
@@ -15,6 +17,11 @@ def to_internal(x: mx.array) -> mx.array:
 def to_public(x: mx.array) -> mx.array:
     """``(N, d1, ..., C)`` -> ``(N, C, d1, ...)``; arrays of rank 1 or 2 are returned as they are."""
     return mx.moveaxis(x, -1, 1) if x.ndim > 2 else x
+
+
+def rows_internal(w: mx.array, x: Shape) -> mx.array:
+    """A matrix with a row for every number of a flattened NCHW image, its rows in the order of ``to_internal``."""
+    return w.reshape(x[1], -1, w.shape[1]).swapaxes(0, 1).reshape(w.shape)
 
 
 def internal_axis(axis: int, rank: int) -> int:

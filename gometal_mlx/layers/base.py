@@ -186,6 +186,14 @@ class Layer:
         """The values of ``derived_keys`` for that input shape."""
         return {}
 
+    def prepares(self, x: Shape) -> bool:
+        """Whether ``prepared`` has something to do for that input shape."""
+        return False
+
+    def prepared(self, weight: mx.array, x: Shape) -> mx.array:
+        """The layer's ``weight`` as its evaluation on a CPU wants it; ``forward`` finds it as ``p["prepared"]``."""
+        raise NotImplementedError  # a layer that prepares overrides it
+
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         """The layer's value, channels last. ``p`` holds its arrays; statistics may be replaced in it."""
         raise NotImplementedError  # every registered layer overrides it; the contract test checks

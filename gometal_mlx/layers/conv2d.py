@@ -67,8 +67,15 @@ class Conv2D(Layer):
             p["bias"] = Param((self.output_channels,), "bias", constant((self.output_channels,), 0.0))
         return p
 
+    def prepares(self, x: Shape) -> bool:
+        return True
+
+    def prepared(self, weight: mx.array, x: Shape) -> mx.array:
+        return oihw_to_ohwi(weight)
+
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        return conv2d(x, oihw_to_ohwi(p["weight"]), p.get("bias"), self.stride, self.padding)
+        kernels = p["prepared"] if "prepared" in p else self.prepared(p["weight"], x.shape)
+        return conv2d(x, kernels, p.get("bias"), self.stride, self.padding)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         inputs = [x, g.weight("weight"), *([g.weight("bias")] if self.use_bias else [])]

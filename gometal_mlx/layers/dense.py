@@ -12,7 +12,8 @@ import numpy as np
 from .._types import FloatArray, Params, Shape
 from ..errors import ShapeError
 from ._device import on_cpu
-from ._layout import to_public
+from ._layout import rows_internal, to_public
+from ._product import product
 from .base import FLATTEN_OPS, GraphWriter, Layer, Match, Param, constant, he_normal
 
 
@@ -62,14 +63,21 @@ class Dense(Layer):
             p["bias"] = Param((self.output_size,), "bias", constant((self.output_size,), 0.0))
         return p
 
+    def prepares(self, x: Shape) -> bool:
+        return len(x) > 2
+
+    def prepared(self, weight: mx.array, x: Shape) -> mx.array:
+        return rows_internal(weight, x)  # so that images need not be flattened in C, H, W order
+
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
+        weight = p.get("prepared", p["weight"])
         if x.ndim > 2:
-            x = to_public(x).reshape(x.shape[0], math.prod(x.shape[1:]))  # -1 cannot be inferred for no rows
-        if not self.use_bias:
-            return x @ p["weight"]
-        if on_cpu():
-            return x @ p["weight"] + p["bias"]  # in one loop with an activation
-        return mx.addmm(p["bias"], x, p["weight"])
+            x = x if "prepared" in p else to_public(x)
+            x = x.reshape(x.shape[0], math.prod(x.shape[1:]))  # -1 cannot be inferred for no rows
+        if self.use_bias and not on_cpu():
+            return mx.addmm(p["bias"], x, weight)
+        y = x @ weight if training else product(x, weight)
+        return y + p["bias"] if self.use_bias else y  # on a CPU in one loop with an activation
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         if len(g.shape()) > 2:

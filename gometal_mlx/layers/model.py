@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import mlx.core as mx
@@ -15,6 +16,8 @@ from ._layout import to_internal, to_public
 from .base import STATISTICS, Layer, Param
 from .registry import Softmax
 from .spec import ModelSpec, normalise
+
+NOTHING: Mapping[str, mx.array] = MappingProxyType({})
 
 
 class NamedWeight(Protocol):
@@ -104,19 +107,26 @@ class Model(nn.Module):
             if layer.name in self:
                 self[layer.name].freeze(keys=[k for k in STATISTICS if k in self[layer.name]], recurse=False)
 
-    def __call__(self, x: mx.array, key: mx.array | None = None, dtype: mx.Dtype | None = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, key: mx.array | None = None, dtype: mx.Dtype | None = None,
+        prepared: Mapping[str, mx.array] = NOTHING,
+    ) -> mx.array:  # fmt: skip
         """The output for a batch, NCHW in and out.
 
         Args:
             key: random key for Dropout in training; None draws from MLX's global generator.
             dtype: float16 or bfloat16 computes in that precision from the float32 weights; statistics stay float32.
+            prepared: in evaluation, what layers have made of their weights; see ``Prepared``.
         Raises: ShapeError for a batch that does not fit the spec's input shape.
         """
-        return self._run(x, self.layers, key, dtype)
+        return self._run(x, self.layers, key, dtype, prepared)
 
-    def logits(self, x: mx.array, key: mx.array | None = None, dtype: mx.Dtype | None = None) -> mx.array:
+    def logits(
+        self, x: mx.array, key: mx.array | None = None, dtype: mx.Dtype | None = None,
+        prepared: Mapping[str, mx.array] = NOTHING,
+    ) -> mx.array:  # fmt: skip
         """The output before a trailing Softmax over the classes; the plain output of a model without one."""
-        return self._run(x, self.layers[:-1] if self.ends_in_softmax else self.layers, key, dtype)
+        return self._run(x, self.layers[:-1] if self.ends_in_softmax else self.layers, key, dtype, prepared)
 
     @property
     def ends_in_softmax(self) -> bool:
@@ -124,7 +134,10 @@ class Model(nn.Module):
         last = self.layers[-1]
         return isinstance(last, Softmax) and last.axis % len(self.spec.output_shape) == len(self.spec.output_shape) - 1
 
-    def _run(self, x: mx.array, layers: Sequence[Layer], key: mx.array | None, dtype: mx.Dtype | None) -> mx.array:
+    def _run(
+        self, x: mx.array, layers: Sequence[Layer], key: mx.array | None, dtype: mx.Dtype | None,
+        prepared: Mapping[str, mx.array],
+    ) -> mx.array:  # fmt: skip
         if not isinstance(x, mx.array):
             x = mx.array(np.asarray(x, np.float32))
         if tuple(x.shape[1:]) != self.spec.input_shape[1:] or x.ndim != len(self.spec.input_shape):
@@ -135,6 +148,8 @@ class Model(nn.Module):
         keys = [None] * len(layers) if key is None else mx.random.split(key, max(len(layers), 1))
         for layer, k in zip(layers, keys, strict=True):
             p = self.get(layer.name, {})
+            if layer.name in prepared:
+                p = {**p, "prepared": prepared[layer.name]}
             if dtype is None:
                 x = layer.forward(p, x, training=self.training, key=k)
                 continue

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import cycle, pairwise
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from .._awake import keep_awake
 from .._compile import evaluated
 from .._lanes import Lanes, begin, most, side_by_side
 from .._types import FloatArray, Shape
 from ..layers import ModelSpec
 from ..layers._device import on_cpu
+from ..layers._prepared import Prepared
 
 PREDICT_ROWS = 1024
 CACHED_NUMBERS = 2**19  # 2 MB: what is made of it, columns of a convolution too, then stays in a processor's cache
@@ -26,25 +27,39 @@ class InPieces:
     """A function of the model in evaluation mode, compiled, for any number of rows: a piece at a time, a piece a lane.
 
     Args:
-        function: from rows of inputs to rows of outputs.
-        inputs: what else it reads, as in ``mx.compile``.
+        function: from rows of inputs, and what the layers have made of their weights, to rows of outputs.
+        prepared: the model's.
     """
 
-    def __init__(self, function: Callable[[mx.array], mx.array], spec: ModelSpec, inputs: list[Any]) -> None:
-        self._function: Callable[[mx.array], mx.array] = mx.compile(function, inputs=inputs)
-        self._rows = piece_rows(spec)
+    def __init__(self, function: Callable[[mx.array, Mapping[str, mx.array]], mx.array], prepared: Prepared) -> None:
+        inputs = [prepared.model.state, prepared.arrays]
+        self._function = mx.compile(lambda x: function(x, prepared.arrays), inputs=inputs)
+        self._prepared = prepared
+        self._rows = piece_rows(prepared.model.spec)
         self._tried: set[Shape] = set()  # for which there are kernels
 
     def __call__(self, x: FloatArray) -> FloatArray:
-        new = x.shape not in self._tried
-        if len(x) <= self._rows:
-            found = evaluated(lambda: np.array(self._function(mx.array(x)), np.float32), new=new)
-        else:
-            found = self._in_lanes(x, new=new)
+        answer = self._in_one_piece if len(x) <= self._rows else self._in_lanes
+        if x.shape in self._tried:
+            return answer(x)
+        found = evaluated(lambda: answer(x))
         self._tried.add(x.shape)
         return found
 
-    def _in_lanes(self, x: FloatArray, *, new: bool) -> FloatArray:
+    def _in_one_piece(self, x: FloatArray) -> FloatArray:
+        keep_awake()
+        if not self._prepared:
+            return np.array(self._function(mx.array(x)), np.float32)
+        if not self._prepared.arrays:
+            self._prepared.refresh()
+        y = self._function(mx.array(x))
+        begin(y)
+        if self._prepared.refresh():  # a look that costs no time while MLX computes
+            y = self._function(mx.array(x))
+        return np.array(y, np.float32)
+
+    def _in_lanes(self, x: FloatArray) -> FloatArray:
+        self._prepared.refresh()
         pieces = [x[i : i + self._rows] for i in range(0, len(x), self._rows)]
 
         def run(lanes: Lanes) -> list[FloatArray]:
@@ -61,7 +76,7 @@ class InPieces:
             return found + [np.array(y, np.float32) for y in begun]
 
         with side_by_side(min(most(), len(pieces))) as lanes:
-            return np.concatenate(evaluated(lambda: run(lanes), new=new))
+            return np.concatenate(run(lanes))
 
 
 def piece_rows(spec: ModelSpec) -> int:

@@ -20,6 +20,7 @@ from .._lanes import Lanes, begin, side_by_side, spread
 from .._types import FloatArray, Shape, number, view
 from ..errors import TrainingError
 from ..layers import Model
+from ..layers._prepared import Prepared
 from ..optimizers import Optimizer
 from .config import TrainerConfig
 from .losses import Loss
@@ -88,8 +89,9 @@ class TrainingStep:
         self._collect = self._on_parts(self._accumulate)
         self._apply = self._compiled(self._apply_accumulated)
         self._closure = self._on_parts(lambda _, parts: self._sum(parts))
-        self.forward = InPieces(self._evaluation_forward, model.spec, [model.state])
-        self.predict = InPieces(lambda x: loss.predictions(self._evaluation_forward(x)), model.spec, [model.state])
+        self._prepared = Prepared(model)
+        self.forward = InPieces(self._evaluation_forward, self._prepared)
+        self.predict = InPieces(lambda *given: loss.predictions(self._evaluation_forward(*given)), self._prepared)
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         compiled: Callable[..., Any] = mx.compile(function, inputs=self._everything, outputs=self._everything)
@@ -218,9 +220,10 @@ class TrainingStep:
         # bfloat16 has float32's range and needs no scale
         return self._config.use_mixed_precision and self._config.precision == "float16"
 
-    def _evaluation_forward(self, x: mx.array) -> mx.array:
+    def _evaluation_forward(self, x: mx.array, prepared: Mapping[str, mx.array]) -> mx.array:
+        run = self._model.logits if self._loss.uses_logits else self._model
         with mode(self._model, training=False):
-            return self._model.logits(x) if self._loss.uses_logits else self._model(x)
+            return run(x, prepared=prepared)
 
     # ------------------------------------------------------------------------------------------------- from outside
 
@@ -232,6 +235,7 @@ class TrainingStep:
         Raises: TrainingError if the loss is NaN or infinite (unless the configuration allows it); everything is then as
             it was when the loss was last finite.
         """
+        self._prepared.forget()
         keep = self._config.stop_on_nan or x.shape not in self._tried
         before = ([_copied(tree) for tree in self._everything], self._waiting) if keep else None
         if before is None:

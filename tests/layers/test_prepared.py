@@ -1,0 +1,115 @@
+"""Weights laid out for evaluation: the same answers, and never those of other weights."""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from contracts import random_batch, randomise
+
+from gometal_mlx import Model, ModelBuilder, ModelTrainer, Predictor, TrainerConfig
+from gometal_mlx.layers import _prepared
+from gometal_mlx.layers._prepared import Prepared
+from gometal_mlx.training import pieces
+
+# sums of up to 100 products in another order, through a softmax
+TOLERANCE = 2e-6
+
+
+def images() -> ModelTrainer:
+    builder = ModelBuilder((4, 2, 7, 6)).add_conv2d(4, 3, 1, 1, name="first").add_relu().add_batch_norm()
+    builder.add_conv2d(3, 2, 2, 1, use_bias=False, name="second").add_tanh().add_dense(8, name="hidden").add_relu()
+    trainer = ModelTrainer(builder.add_dense(3, name="out").compile(), TrainerConfig(seed=0))
+    randomise(trainer.model)
+    return trainer
+
+
+def answer(model: Model, x: np.ndarray) -> np.ndarray:
+    """By the layers themselves."""
+    return np.array(mx.softmax(model.eval()(mx.array(x)), axis=-1))
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def assign(w: mx.array) -> None:
+    w[1:2] = 5 * w[1:2]
+
+
+def add(w: mx.array) -> None:
+    w += 0.5
+
+
+CHANGES: dict[str, Callable[[Model, str], object]] = {
+    "replaced": lambda m, layer: m.update({layer: {"weight": m[layer]["weight"] * 2}}),
+    "replaced in its dict": lambda m, layer: m[layer].__setitem__("weight", -m[layer]["weight"]),
+    "assigned to": lambda m, layer: assign(m[layer]["weight"]),
+    "added to": lambda m, layer: add(m[layer]["weight"]),
+    "assigned to and evaluated": lambda m, layer: (assign(m[layer]["weight"]), mx.eval(m.parameters())),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("layer", ["first", "second", "hidden"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_weight_is_seen(change: str, layer: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "CACHED_NUMBERS", 1)  # pieces of 16 rows
+    trainer = images()
+    predictor = Predictor(trainer.checkpoint())
+    x = random_batch(trainer.spec, rows)
+    for predict, model in ((trainer.predict, trainer.model), (predictor.predict, predictor.model)):
+        before = predict(x)
+        close(before, answer(model, x))
+        CHANGES[change](model, layer)
+        after = predict(x)
+        close(after, answer(model, x))
+        assert np.abs(after - before).max() > 10 * TOLERANCE
+        assert np.array_equal(predict(x), after)
+
+
+def test_training_goes_on_between_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = images()
+    x, y = random_batch(trainer.spec, 5), np.array([0, 1, 2, 0, 1])
+    for _ in range(3):
+        close(trainer.predict(x), answer(trainer.model, x))
+        assert set(trainer._step._prepared.arrays) == {"first", "second", "hidden"}
+        trainer.train_batch(x, y)
+        assert not trainer._step._prepared.arrays  # no memory for weights that are gone
+    # evaluate and predict share them
+    trainer.evaluate((x, y))
+    monkeypatch.setattr(trainer._step._prepared, "_layers", [])  # nothing is made from here on
+    close(trainer.predict(x), answer(trainer.model, x))
+    assert set(trainer._step._prepared.arrays) == {"first", "second", "hidden"}
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_weights_of_another_type_are_used_as_they_are(dtype: mx.Dtype) -> None:
+    trainer = images()
+    x = random_batch(trainer.spec, 3)
+    before = trainer.predict(x)
+    trainer.model.set_dtype(dtype)
+    after = trainer.predict(x)
+    assert not trainer._step._prepared.arrays
+    np.testing.assert_allclose(after, before, rtol=0, atol=0.05)  # bfloat16 has 8 bits
+    assert not np.array_equal(after, before)
+
+
+def test_only_what_has_changed_is_made_anew() -> None:
+    model = images().model
+    prepared = Prepared(model)
+    assert prepared.refresh()
+    before = dict(prepared.arrays)
+    assert not prepared.refresh()
+    add(model["second"]["weight"])
+    add(model["out"]["weight"])  # which is used as it is
+    add(model["first"]["bias"])
+    assert prepared.refresh()
+    assert {n for n, a in prepared.arrays.items() if a is not before[n]} == {"second"}
+
+
+def test_a_gpu_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = Prepared(images().model)
+    monkeypatch.setattr(_prepared, "on_cpu", lambda: False)
+    assert not prepared.refresh()
+    assert not prepared.arrays
