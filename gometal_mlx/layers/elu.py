@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import mlx.core as mx
 
 from .._types import FloatArray, Params
+from ._exp import elu
 from .base import Activation, GraphWriter, Match
 
 
@@ -29,7 +30,7 @@ class ELU(Activation):
     alpha: float = 1.0
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        return mx.maximum(x, 0) + self.alpha * mx.expm1(mx.minimum(x, 0))
+        return elu(x, self.alpha)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("Elu", x, alpha=self.alpha)

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from .._types import FloatArray, Params, Shape
 from ..errors import ShapeError
+from ._exp import logsumexp
 from ._layout import internal_axis
 from .base import Activation, GraphWriter, Match
 
@@ -43,7 +44,7 @@ class LogSoftmax(Activation):
         wide = x.astype(mx.float32)
         axis = internal_axis(self.axis, x.ndim)
         low = wide - mx.stop_gradient(mx.max(wide, axis=axis, keepdims=True))  # or large inputs swallow the sum
-        return (low - mx.logsumexp(low, axis=axis, keepdims=True)).astype(x.dtype)
+        return (low - logsumexp(low, axis)).astype(x.dtype)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("LogSoftmax", x, axis=self.axis)

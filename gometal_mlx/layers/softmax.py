@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from .._types import FloatArray, Params, Shape
 from ..errors import ShapeError
+from ._exp import softmax
 from ._layout import internal_axis
 from .base import Activation, GraphWriter, Match
 
@@ -39,7 +40,7 @@ class Softmax(Activation):
         return self.axis % len(x) != 0
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        return mx.softmax(x, axis=internal_axis(self.axis, x.ndim), precise=True)
+        return softmax(x, internal_axis(self.axis, x.ndim))
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("Softmax", x, axis=self.axis)

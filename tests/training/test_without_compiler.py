@@ -39,6 +39,7 @@ KERNELS = """
 import hashlib, json, subprocess
 import mlx.core as mx, numpy as np
 from gometal_mlx._compile import evaluated
+from gometal_mlx.layers._exp import elu, sigmoid
 from gometal_mlx.optimizers.adam import Adam
 
 adam, rng = Adam(0.01, weight_decay=0.1), np.random.default_rng(0)
@@ -56,7 +57,7 @@ def layers(x, b):  # written into products and transposed ones, read in windows,
     y = mx.maximum(x @ x.T + b, 0)
     z = (x @ x.T).T * b - y.T
     windows = -(-mx.as_strided(y, (7, 6, 3, 6), (34, 2, 17, 1)))
-    return windows, z, mx.where(z > 0, y, 0.5 * y) * (y < 1)
+    return windows, z, mx.where(z > 0, y, 0.5 * y) * (y < 1), sigmoid(z), elu(y, 0.5)
 
 x, b = values[0][:986].reshape(17, 58), values[3][:17]
 found = evaluated(lambda: (lambda y: (mx.eval(y), y)[1])([*step(*values), *layers(x, b)]))
@@ -132,17 +133,20 @@ def test_options_for_the_compiler_change_speed_alone(tmp_path: Path) -> None:
     note = f'echo "$@" >>"{log}"'
     refuse = 'case "$*" in *-fno-math-errno*) echo unknown option; exit 1;; esac'
     compilers = {"ours": note, "keep": note, "refused": f"{note}\n{refuse}"}
-    found, told = {}, {}
+    found, told, options = {}, {}, ""
     for name, text in compilers.items():
         (tmp_path / f"kernels {name}").mkdir()
         variables = {"TMPDIR": str(tmp_path / f"kernels {name}"), "GOMETAL_COMPILER": name}
         variables["PATH"] = compiler(tmp_path / name, f'{text}\nexec "{real}" "$@"')
         found[name], afterwards = run(KERNELS, **variables)
         assert afterwards == str(tmp_path / name / "g++")
+        options = options if name != "ours" else log.read_text()
         told[name] = ["-fno-math-errno" in line for line in log.read_text().splitlines() if ".cpp" in line]
         log.unlink()
     assert found["ours"] == found["refused"] == found["keep"]
     assert set(told["ours"]) == {True}
+    assert ("-mavx2" in options) == (" avx2 " in Path("/proc/cpuinfo").read_text())
+    assert "-mfma" not in options  # which would round once instead of twice
     assert set(told["keep"]) == {False}
     assert told["refused"] == [True, False] * len(told["keep"])  # with the options, and then without
 

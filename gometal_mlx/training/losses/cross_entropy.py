@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ..._types import Shape
 from ...errors import SpecError
 from ...layers import Layer, Softmax
+from ...layers._exp import logsumexp
 from .base import Loss, class_indices
 
 
@@ -42,7 +43,7 @@ class CrossEntropy(Loss):
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
         x = outputs.astype(mx.float32)
-        return self._expect(x - mx.logsumexp(x, axis=1, keepdims=True), y)
+        return self._expect(x - logsumexp(x, 1), y)
 
     def _expect(self, logs: mx.array, y: mx.array) -> mx.array:
         """Minus the mean of the log-probabilities under the (smoothed) targets."""
