@@ -12,7 +12,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 # one name a module; scripts that look for faults (fuzz_json, ...) are no benchmarks
-BENCHMARKS = ("step_time", "inference_time", "scaling", "formats", "json_codec", "async_save")
+BENCHMARKS = ("step_time", "layer_time", "inference_time", "scaling", "formats", "json_codec", "async_save")
 
 
 def main() -> None:
