@@ -18,7 +18,7 @@ WHERE = "engine='onnxruntime'"
 class OnnxRuntime:
     """The model's ONNX graph, ended as the loss says, in onnxruntime on the CPU.
 
-    It answers up to nine times as fast as MLX on a Linux CPU (docs/performance.md), and in any thread. Its numbers
+    It answers up to three times as fast as MLX on a Linux CPU (docs/performance.md), and in any thread. Its numbers
     differ from MLX's in the last digits (1e-5 of the largest are allowed and checked here); weights that are changed
     later do not reach it. It has as many threads as BLAS.
 

@@ -42,15 +42,17 @@ class Prepared:
         if not on_cpu() or any(w.dtype != mx.float32 for w in weights.values()):  # numpy has no bfloat16 to look at
             return self.forget()
         made: dict[str, mx.array] = {}
+        made_of: dict[str, npt.NDArray[Any]] = {}
         for layer, x in self._layers:
             weight = weights[layer.name]
             if not self._is_made_of(layer, weight):
                 # A copied array object has the same memory. As long as it is there, an assignment to some of the
                 # weight's numbers gives the weight other memory.
-                self._made_of[layer.name] = np.array(copy.copy(weight), copy=False)
+                made_of[layer.name] = np.array(copy.copy(weight), copy=False)
                 made[layer.name] = mx.contiguous(layer.prepared(weight, x))
         mx.eval(made)  # before another thread can see them
         self.arrays.update(made)
+        self._made_of.update(made_of)  # last: if Ctrl-C comes before, they are made again
         return bool(made)
 
     def _is_made_of(self, layer: Layer, weight: mx.array) -> bool:

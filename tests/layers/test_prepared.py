@@ -113,3 +113,21 @@ def test_a_gpu_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_prepared, "on_cpu", lambda: False)
     assert not prepared.refresh()
     assert not prepared.arrays
+
+
+def test_an_interruption_leaves_nothing_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = images().model
+    prepared = Prepared(model)
+    prepared.refresh()
+    add(model["second"]["weight"])
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(_prepared.mx, "eval", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepared.refresh()
+    assert prepared.refresh()
+    x = mx.array(random_batch(model.spec, 3))
+    close(np.array(model.eval()(x, prepared=prepared.arrays)), np.array(model(x)))
