@@ -25,6 +25,8 @@ from typing import TypeVar
 
 import mlx.core as mx
 
+from ._setting import keeps
+
 T = TypeVar("T")
 SWITCH = "MLX_DISABLE_COMPILE"  # MLX's own
 SCRIPT = Path(__file__).parent / "_compiler"  # the folder with the g++ that adds options
@@ -58,7 +60,7 @@ def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None, 
 
 def adds_options() -> bool:
     """Whether kernels that are missing are compiled with our options."""
-    return sys.platform == "linux" and os.environ.get("GOMETAL_COMPILER") != "keep"
+    return sys.platform == "linux" and not keeps("GOMETAL_COMPILER")
 
 
 @contextlib.contextmanager

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import platform
 import sys
 from collections.abc import Iterator
+
+from ._setting import keeps
 
 FLUSH = 0x8040  # bits of the register MXCSR: denormal operands are zeros, and so are denormal results
 
@@ -24,7 +25,7 @@ FLUSH = 0x8040  # bits of the register MXCSR: denormal operands are zeros, and s
 def denormals_are_zeros() -> Iterator[None]:
     """In this thread, and for good in those that it starts."""
     known = sys.platform == "linux" and platform.machine() == "x86_64"
-    if not known or os.environ.get("GOMETAL_DENORMALS") == "keep":
+    if not known or keeps("GOMETAL_DENORMALS"):
         yield
         return
     try:

@@ -12,6 +12,8 @@ import ctypes
 import os
 import sys
 
+from ._setting import keeps
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 STAYS = 512 << 20  # bytes free at the end of the heap
 LARGE = 64 << 20  # arrays from here on have memory of their own, which goes when they go
@@ -20,7 +22,7 @@ GLIBC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUN
 
 def keep_memory() -> bool:
     """Whether malloc was told so: on Linux with glibc, unless the user has told it something."""
-    told = os.environ.get("GOMETAL_MALLOC") == "keep" or any(name in os.environ for name in GLIBC_SETTINGS)
+    told = keeps("GOMETAL_MALLOC") or any(name in os.environ for name in GLIBC_SETTINGS)
     if sys.platform != "linux" or told:
         return False
     try:

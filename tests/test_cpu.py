@@ -104,3 +104,14 @@ def test_freed_memory_stays_unless_the_user_has_told_malloc_something(environmen
     keeps, megabytes = done.stdout.split()
     assert keeps == str(stays)
     assert int(megabytes) > 250 if stays else int(megabytes) < 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="on a Mac there is nothing to leave alone")
+@pytest.mark.parametrize("variable", ["GOMETAL_MALLOC", "GOMETAL_DENORMALS", "GOMETAL_COMPILER"])
+def test_a_value_that_means_nothing_is_told(variable: str) -> None:
+    code = "import gometal_mlx; from gometal_mlx._compile import adds_options; print(adds_options())"
+    for value, lines in (("kep", 1), ("keep", 0), ("", 0)):
+        environment = {**os.environ, variable: value, "PYTHONWARNINGS": "default"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        told = f"{variable} must be 'keep' or unset, got 'kep'; it is ignored"
+        assert done.stderr.count(told) == lines, done.stderr
