@@ -151,3 +151,14 @@ def test_the_layer_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(ModelBuilder((1, 3, 6, 6)).add_conv2d(4, 3, 2, 1).compile(), seed=0)
     monkeypatch.setattr(mx, "conv2d", fail)
     assert model(mx.zeros((2, 3, 6, 6))).shape == (2, 4, 3, 3)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_an_image_is_copied_for_padding_alone(k: int, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    pad = mx.pad
+    monkeypatch.setattr(_conv.mx, "pad", lambda *a, **named: calls.append(1) or pad(*a, **named))
+    x, w = arrays(1, (5, 5), 2, 3, k)
+    _conv.conv2d(x, w, None, 1, padding)
+    assert len(calls) == padding
