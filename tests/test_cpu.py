@@ -106,6 +106,44 @@ def test_freed_memory_stays_unless_the_user_has_told_malloc_something(environmen
     assert int(megabytes) > 250 if stays else int(megabytes) < 100
 
 
+AHEAD = """
+import gometal_mlx, re
+areas = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", open("/proc/self/smaps").read())
+heap = [dict(re.findall(r"(?m)^(\\w+): +(.*)", area)) for area in areas if "[heap]" in area]
+asked = [a for a in heap if "hg" in a["VmFlags"].split()]
+print(sum(int(a["Size"].split()[0]) for a in asked) >> 10, sum(int(a["Rss"].split()[0]) for a in heap) >> 10)
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not Path("/sys/kernel/mm/transparent_hugepage").is_dir(),
+    reason="a setting of glibc's malloc, and a kernel that knows large pages",
+)
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_heap_grows_in_large_pages_that_are_not_there_before_somebody_writes_them(keep: bool) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("GOMETAL_MALLOC", "MALLOC_", "GLIBC_TUNABLES"))}
+    environment = {**clean, **({"GOMETAL_MALLOC": "keep"} if keep else {})}
+    done = subprocess.run([sys.executable, "-c", AHEAD], env=environment, capture_output=True, text=True, check=True)
+    asked, resident = map(int, done.stdout.split())
+    assert asked == 0 if keep else asked > 400
+    assert resident < 100
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
+def test_a_heap_that_may_not_grow_so_far_is_used_as_it_is() -> None:
+    code = """
+import os, resource
+import gometal_mlx._malloc as m
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + m.AHEAD // 2, resource.RLIM_INFINITY))
+del os.environ["GOMETAL_MALLOC"]
+print(m.keep_memory(), len(bytearray(m.LARGE // 2)), len(bytearray(m.LARGE)))
+"""
+    environment = {**os.environ, "GOMETAL_MALLOC": "keep"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", str(32 << 20), str(64 << 20)]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="on a Mac there is nothing to leave alone")
 @pytest.mark.parametrize("variable", ["GOMETAL_MALLOC", "GOMETAL_DENORMALS", "GOMETAL_COMPILER"])
 def test_a_value_that_means_nothing_is_told(variable: str) -> None:
