@@ -35,7 +35,8 @@ def elu(x: mx.array, alpha: float) -> mx.array:
     """``x`` for x > 0, ``alpha * (exp(x) - 1)`` otherwise."""
     if not on_cpu():
         return mx.maximum(x, 0) + alpha * mx.expm1(mx.minimum(x, 0))
-    custom = mx.custom_function(lambda x: mx.where(x > 0, x, alpha * _expm1(x)))
+    # x < 0 here and x > 0 below: one comparison would be stored for both, and truth values and numbers make slow loops
+    custom = mx.custom_function(lambda x: mx.where(x < 0, alpha * _expm1(x), x))
     custom.vjp(lambda x, g, y: mx.where(x > 0, g, g * (y + alpha)))
     return _in_float32(cast(Function, custom), x)
 
@@ -88,7 +89,7 @@ def _with_gradient(function: Function, slope: Function) -> Function:
 def _expm1(x: mx.array) -> mx.array:
     """``exp(x) - 1``; near 0, where this has no digits, its Taylor series, in Estrin's order."""
     xx = x * x
-    series = x * ((1 + x / 2) + xx * ((1 / 6 + x / 24) + xx / 120))
+    series = x * ((1 + x * (1 / 2)) + xx * ((1 / 6 + x * (1 / 24)) + xx * (1 / 120)))
     return mx.where(mx.abs(x) < 0.1, series, mx.exp(x) - 1)
 
 
