@@ -1,10 +1,10 @@
 """How ``mx.compile`` makes kernels for a CPU, and what happens where it cannot.
 
 On a CPU MLX builds a compiled function with g++ in ``$TMPDIR/mlx`` when it is first evaluated, with options that leave
-many loops without vector instructions: those with a square root, over many arrays, with strides, and all that write
-into one of their inputs. Adam takes up to twice as long, a bias with ReLU six times. So ``_compiler/g++``, a script,
-stands before g++ meanwhile and adds options and a header that change no result. Kernels that are there already stay as
-they are. ``GOMETAL_COMPILER=keep`` leaves MLX its own options.
+many loops without vector instructions: those with a square root or an exponential, over many arrays, with strides, and
+all that write into one of their inputs. Adam takes up to twice as long, a bias with ReLU six times, a sigmoid fifteen.
+So ``_compiler/g++``, a script, stands before g++ meanwhile and adds options and a header that change no result. Kernels
+that are there already stay as they are. ``GOMETAL_COMPILER=keep`` leaves MLX its own options.
 
 Without g++ MLX silently compiles nothing; with a g++ that fails, or a folder that cannot be written, the evaluation
 raises RuntimeError. Everything then runs uncompiled, and one warning says why.

@@ -6,8 +6,8 @@ step of ten million parameters took a fifth longer while a checkpoint was held).
 
 A page is 4 kB, a step of a small CNN writes ten thousand of them, and on a virtual machine to look up where they are
 takes a tenth of its time. So the heap's next 448 MB are taken beforehand, untouched, and Linux is asked to use pages of
-2 MB for them, as numpy does for its large arrays. A system that gives none (``/sys/kernel/mm/transparent_hugepage``)
-goes on as before. ``GOMETAL_MALLOC=keep`` leaves malloc as it was; docs/performance.md has the figures.
+2 MB for them, as numpy does for its large arrays. A system that gives none goes on as before. ``GOMETAL_MALLOC=keep``
+leaves malloc as it was; docs/performance.md has the figures.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 STAYS = 512 << 20  # bytes free at the end of the heap
 LARGE = 64 << 20  # arrays from here on have memory of their own, which goes when they go
 AHEAD = STAYS - LARGE  # bytes by which the heap grows, and that stay when more than STAYS are free
+PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"  # what the system says of large ones
 GLIBC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -51,6 +52,15 @@ def _use_large_pages(libc: ctypes.CDLL) -> None:
     grown = (libc.sbrk(ctypes.c_ssize_t(0)) or 0) - start
     if grown > LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(grown), mmap.MADV_HUGEPAGE)
+
+
+def has_large_pages() -> bool:
+    """Whether the heap asks for large pages, and the system gives some."""
+    try:
+        with open(PAGES) as file:
+            return KEEPS_MEMORY and "[never]" not in file.read()
+    except OSError:
+        return False
 
 
 KEEPS_MEMORY = keep_memory()
