@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -56,9 +57,16 @@ class DataLoader:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(rows) if self.shuffle else np.arange(rows)
         while self.batch < len(self):
             start = self.batch * self.batch_size
-            self.batch += 1  # a batch that was handed out is not served again after a restart
-            yield self.dataset.rows(order[start : start + self.batch_size])
+            batch = self.dataset.rows(order[start : start + self.batch_size])
+            self.batch += 1  # a batch that was handed out is not served again after a restart; one that failed is
+            yield batch
         self.epoch, self.batch = self.epoch + 1, 0
+
+    def from_start(self) -> Self:
+        """A loader at the first batch of this epoch; this one stays where it is."""
+        other = copy.copy(self)
+        other.batch = 0
+        return other
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what must be the same for it to mean anything."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..checkpoints import extract_weights, load_weights
 from ..errors import SpecError
@@ -28,6 +29,7 @@ class Event:
         result: of the step, in on_step_end; reading its numbers waits for them.
         metrics: of the epoch, in on_epoch_end.
         error: what ended fit, in on_interrupt; None for Ctrl-C and SIGTERM.
+        resumed: in on_fit_begin, whether an interrupted run goes on; a callback of a new run begins anew.
     """
 
     trainer: Trainer
@@ -38,10 +40,13 @@ class Event:
     result: TrainingResult | None = None
     metrics: Mapping[str, Any] | None = None
     error: BaseException | None = None
+    resumed: bool = False
 
 
 class Callback:
     """Override what you need; every method gets an Event."""
+
+    saves: ClassVar[bool] = False  # one that writes checkpoints is called last: they hold the others' states
 
     def on_fit_begin(self, event: Event) -> None:
         """Before the first epoch."""
@@ -72,6 +77,9 @@ class Callback:
 class EarlyStopping(Callback):
     """Ends fit when a metric has not improved for a number of epochs, and goes back to the best weights.
 
+    A value that is not finite is no improvement. A run that Ctrl-C or an error ends keeps its weights, so that it can
+    be finished; a new run begins without the best of another.
+
     Args:
         monitor: the metric; None takes val_loss, or loss where there is no validation.
         patience: epochs without improvement, at least 1; default 10.
@@ -90,15 +98,27 @@ class EarlyStopping(Callback):
             raise SpecError(f"EarlyStopping: patience >= 1, min_delta >= 0, mode 'min' or 'max' needed, got {given}")
         self.monitor, self.patience, self.min_delta, self.restore_best = monitor, patience, min_delta, restore_best
         self.mode = mode
+        self._interrupted = False
+        self._begin()
+
+    def _begin(self) -> None:
         self.best: float | None = None
         self.best_epoch = 0
         self.waited = 0
         self._weights: dict[str, Any] = {}
 
+    def on_fit_begin(self, event: Event) -> None:
+        self._interrupted = False
+        if not event.resumed:
+            self._begin()
+
+    def on_interrupt(self, event: Event) -> None:
+        self._interrupted = True
+
     def on_epoch_end(self, event: Event) -> None:
         name, value = monitored(event.metrics or {}, self.monitor, "EarlyStopping")
         sign = -1 if (self.mode or usual_mode(name)) == "max" else 1
-        if self.best is None or sign * value < sign * self.best - self.min_delta:
+        if math.isfinite(value) and (self.best is None or sign * value < sign * self.best - self.min_delta):
             self.best, self.best_epoch, self.waited = value, event.epoch, 0
             if self.restore_best:
                 self._weights = {w.name: w.data for w in extract_weights(event.trainer.model, copy=False)}
@@ -108,7 +128,7 @@ class EarlyStopping(Callback):
             event.trainer.should_stop = True
 
     def on_fit_end(self, event: Event) -> None:
-        if self.restore_best and self._weights and self.best_epoch < event.epoch:
+        if self.restore_best and self._weights and self.best_epoch < event.epoch and not self._interrupted:
             kept = [replace(w, data=self._weights[w.name]) for w in extract_weights(event.trainer.model, copy=False)]
             load_weights(event.trainer.model, kept)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ..checkpoints import Checkpoint, CheckpointFormat
 from ..checkpoints.checksum import checksum
@@ -106,6 +106,8 @@ class CheckpointManager(Callback):
         config: default ``CheckpointConfig()``.
     Source: go-metal training/checkpoint_integration.go, CheckpointManager.
     """
+
+    saves: ClassVar[bool] = True
 
     def __init__(self, trainer: ResumableTrainer, config: CheckpointConfig | None = None) -> None:
         self.trainer, self.config = trainer, config or CheckpointConfig()

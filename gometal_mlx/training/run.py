@@ -25,6 +25,7 @@ class Run:
         listeners: its callbacks.
         restored_position, restored_callbacks: as a checkpoint has them.
         stopping: a callback had already asked it to stop.
+        resumed: whether it is the rest of one.
     """
 
     start: int
@@ -33,6 +34,13 @@ class Run:
     restored_position: dict[str, Any] | None = None
     restored_callbacks: list[dict[str, Any]] = field(default_factory=list)
     stopping: bool = False
+    resumed: bool = False
+
+    @classmethod
+    def begun(cls, epoch: int, loader: DataLoader, listeners: Sequence[Callback]) -> Run:
+        """A new one, from the first batch on: whoever looked at some of them before has not trained with them."""
+        loader.batch = 0
+        return cls(epoch, loader, list(listeners))
 
     def position(self) -> dict[str, Any] | None:
         """The loader's position, for a checkpoint."""
@@ -51,21 +59,21 @@ class Run:
         Raises: SpecError if a restored run is given other data or callbacks. A run that Ctrl-C ended in this process is
             forgotten then, and a new one begins.
         """
+        states = list(self.restored_callbacks if self.loader is None else [])
+        found = [(c, states.pop(0)["state"]) for c in listeners if states and states[0]["class"] == type(c).__name__]
+        if states:  # before anything is touched: the call can be made again, as the message asks
+            raise SpecError(f"fit: the run to be finished had a {states[0]['class']} as callback; hand it over again")
         position = self.position()
         try:
             if position is not None:
                 loader.load_state_dict(position)
         except SpecError as e:
             if self.loader is not None:
-                return Run(epoch, loader, list(listeners))
+                return Run.begun(epoch, loader, listeners)
             raise SpecError(f"fit: the run to be finished was given other data: {e}") from e
-        states = list(self.restored_callbacks if self.loader is None else [])
-        for callback in listeners:
-            if states and states[0]["class"] == type(callback).__name__:
-                _load(callback, states.pop(0)["state"])
-        if states:
-            raise SpecError(f"fit: the run to be finished had a {states[0]['class']} as callback; hand it over again")
-        return Run(self.start, loader, list(listeners))
+        for callback, state in found:
+            _load(callback, state)
+        return Run(self.start, loader, list(listeners), resumed=True)
 
 
 def _load(callback: Callback, state: Mapping[str, Any]) -> None:

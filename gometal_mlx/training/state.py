@@ -13,6 +13,8 @@ from ..errors import CheckpointError, SpecError, shown
 from .config import TrainerConfig
 from .step import Carried
 
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}  # which JSON has no numbers for
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -23,7 +25,7 @@ class RunState:
         carried: random key, totals of the unfinished epoch, loss scale, accumulated gradients.
         learning_rate: exact, and the base rate that a schedule scales.
         best_loss, best_accuracy: exact, where go-metal keeps float32.
-        history: one record an epoch.
+        history: one record an epoch; numbers that are not finite (a validation may give such) are written as text.
         scheduler: state of the schedule.
         optimizer: state of an optimizer that go-metal's files have no place for.
         run_start: the epoch at which an unfinished ``fit`` began; None between two fits.
@@ -59,7 +61,7 @@ class RunState:
             "base_learning_rate": self.base_learning_rate,
             "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
             "best_accuracy": self.best_accuracy,
-            "history": self.history,
+            "history": [{k: _written(v) for k, v in record.items()} for record in self.history],
             "scheduler": self.scheduler or None,
             "optimizer": self.optimizer or None,
             "run_start": self.run_start,
@@ -103,7 +105,7 @@ class RunState:
             base_learning_rate=read.number("base_learning_rate", 0.0),
             best_loss=read.number("best_loss", math.inf),
             best_accuracy=read.number("best_accuracy", 0.0),
-            history=read.records("history"),
+            history=[{k: _read(v) for k, v in record.items()} for record in read.records("history")],
             scheduler=read.map("scheduler"),
             optimizer=read.map("optimizer"),
             run_start=start,
@@ -144,6 +146,14 @@ class _Reader:
         if len(found) != count or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in found):
             raise CheckpointError(f"gometal_mlx.{name}: {count} numbers needed, got {shown(found)}")
         return tuple(float(v) for v in found)
+
+
+def _written(value: Any) -> Any:
+    return value if not isinstance(value, float) or math.isfinite(value) else NOT_FINITE[str(value)]
+
+
+def _read(value: Any) -> Any:
+    return float(value) if value in NOT_FINITE.values() else value
 
 
 def _key(words: Any) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from .._types import FloatArray, number
 from ..data import ArrayDataset, DataLoader
-from ..errors import SpecError, TrainingError
+from ..errors import SpecError, TrainingError, shown
 from ..layers import Model, ModelSpec
 from ..layers.base import suggest
 from ..optimizers import Optimizer, make_optimizer
@@ -115,6 +115,9 @@ class Trainer:
             return
         if not self.loss.classification:
             raise SpecError("TrainerConfig: class_weights are for classification")
+        if self.loss.multi_label:
+            told = f"class_weights weigh rows by their one class, but {outputs} outputs of {type(self.loss).__name__}"
+            raise SpecError(f"TrainerConfig: {told} are each a yes or no of their own; leave them out")
         if len(weights) != max(outputs, 2):
             raise SpecError(f"TrainerConfig: class_weights needs {max(outputs, 2)} numbers, got {len(weights)}")
 
@@ -155,10 +158,11 @@ class Trainer:
         finishes the run), and a second Ctrl-C interrupts at once. SIGTERM does the same and then ends the process.
 
         Args:
-            data: a DataLoader, or ``(x, y)`` arrays (then shuffled, in batches of ``config.batch_size``).
+            data: a DataLoader, from its epoch's first batch on, or ``(x, y)`` arrays (then shuffled, in batches of
+                ``config.batch_size``).
             epochs: of the whole run; a resumed trainer trains those that are left.
             validation_data: judged after every epoch, as ``val_loss`` and so on.
-            callbacks: called in this order.
+            callbacks: called in this order, but those that save (a CheckpointManager) last.
             checkpoints: called last; a CheckpointManager of this trainer.
             validation_split: share of the arrays' rows (drawn with the seed) taken for validation instead.
         Returns: the history of all epochs so far.
@@ -172,7 +176,9 @@ class Trainer:
         if loader is not data:
             loader.epoch = self.epoch  # five epochs and five more see the rows in the order of ten
         validation = None if validation_data is None else self._as_loader(validation_data, shuffle=False)
-        listeners = [*callbacks, *([checkpoints] if checkpoints else [])]
+        if not all(isinstance(c, Callback) for c in (callbacks if isinstance(callbacks, list | tuple) else [None])):
+            raise SpecError(f"fit: callbacks must be a list of Callbacks, got {shown(callbacks)}")
+        listeners = sorted([*callbacks, *([checkpoints] if checkpoints else [])], key=lambda c: c.saves)
         run = self._begin(loader, listeners)
         last = run.start + epochs
 
@@ -182,7 +188,7 @@ class Trainer:
                 getattr(listener, method)(event)
 
         with interruptible() as stop:
-            tell("on_fit_begin", self.epoch + 1)
+            tell("on_fit_begin", self.epoch + 1, resumed=run.resumed)
             try:
                 while self.epoch < last and not self.should_stop and not stop.requested:
                     self._epoch(loader, validation, tell, stop)
@@ -197,20 +203,19 @@ class Trainer:
         return self.history
 
     def _begin(self, loader: DataLoader, listeners: Sequence[Callback]) -> Run:
-        run, self._pending = self._pending, None
-        self.should_stop = run.stopping if run else False
-        if run is None:
-            self._run = Run(self.epoch, loader, list(listeners))
-        else:
-            self._run = run.taken_up(loader, listeners, self.epoch)
-        return self._run
+        pending = self._pending
+        run = pending.taken_up(loader, listeners, self.epoch) if pending else Run.begun(self.epoch, loader, listeners)
+        self.should_stop = run.resumed and pending is not None and pending.stopping
+        self._run, self._pending = run, None  # not before: a call that is refused may be made again
+        return run
 
     def _epoch(self, loader: DataLoader, validation: DataLoader | None, tell: Tell, stop: Interrupt) -> None:
         start = time.perf_counter()
         mx.reset_peak_memory()
         if loader.batch == 0:
             self._step.reset_totals()
-        self._follow_schedule()
+        if loader.batch < len(loader):  # else the rate is that of the last step, which goes into the history
+            self._follow_schedule()
         tell("on_epoch_begin", self.epoch + 1, batch=loader.batch)
         for x, y in loader:
             try:
@@ -228,7 +233,11 @@ class Trainer:
         accuracy = {"accuracy": correct / rows} if self.loss.classification else {}
         metrics = {"loss": loss / rows, **accuracy, "learning_rate": self.learning_rate}
         if validation is not None:
-            metrics |= {f"val_{k}": v for k, v in self.evaluate(validation).items()}
+            try:
+                metrics |= {f"val_{k}": v for k, v in self.evaluate(validation).items()}
+            except BaseException:  # the epoch is not finished: what is left of it is to validate
+                loader.epoch, loader.batch = loader.epoch - 1, len(loader)
+                raise
         self._finish_epoch(metrics, time.perf_counter() - start)
         tell("on_epoch_end", self.epoch, batch=len(loader), metrics=metrics)
 
@@ -252,6 +261,8 @@ class Trainer:
             loader = DataLoader(ArrayDataset(*data), self.config.batch_size, shuffle=shuffle, seed=self.config.seed)
         else:
             raise SpecError(f"data must be a DataLoader or a pair (x, y) of arrays, got {type(data).__name__}")
+        if not len(loader):
+            raise SpecError(f"data needs at least one row, the {type(loader.dataset).__name__} has none")
         if isinstance(loader.dataset, ArrayDataset):  # say now what would go wrong in the middle of an epoch
             self.spec.batch(loader.dataset.x)
             self.loss.labels(loader.dataset.y, len(loader.dataset))
@@ -275,13 +286,14 @@ class Trainer:
         """Loss and, for classification, accuracy over all rows, in evaluation mode.
 
         Args:
+            data: a DataLoader, of which all batches of its epoch are judged and which stays where it is, or ``(x, y)``.
             metrics: names of more of them (see MetricAccumulator); None takes those of the configuration.
         Raises: ShapeError, SpecError for data or metrics that do not fit.
         """
         wanted = self._metric_names(self.config.metrics if metrics is None else metrics)
         collected = MetricAccumulator(self.config.problem_type, multi_label=self.loss.multi_label) if wanted else None
         totals = np.zeros(3)
-        for inputs, labels in self._as_loader(data, shuffle=False):
+        for inputs, labels in self._as_loader(data, shuffle=False).from_start():
             x, y = self._batch(inputs, labels)
             outputs = mx.array(self._step.forward(x))
             correct = self.loss.correct(outputs, y)

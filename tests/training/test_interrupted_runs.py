@@ -1,0 +1,224 @@
+"""Runs that end before their time for every reason, finished by the same call: they are the unbroken run."""
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_support import assert_same, blobs, mlp
+
+from gometal_mlx.data import ArrayDataset, DataLoader
+from gometal_mlx.errors import SpecError
+from gometal_mlx.training import (
+    Callback,
+    CheckpointConfig,
+    CheckpointManager,
+    EarlyStopping,
+    ModelTrainer,
+    OneCycleScheduler,
+    TrainerConfig,
+)
+from gometal_mlx.training.callbacks import Event
+
+X, Y = blobs(64)
+
+
+def trainer(**settings: object) -> ModelTrainer:
+    return ModelTrainer(mlp(), TrainerConfig(seed=0, batch_size=8, **settings))  # type: ignore[arg-type]
+
+
+class At(Callback):
+    """Does something after a batch."""
+
+    def __init__(self, epoch: int, batch: int, action: Callable[[ModelTrainer], object]) -> None:
+        self.epoch, self.batch, self.action = epoch, batch, action
+
+    def on_step_end(self, event: Event) -> None:
+        if (event.epoch, event.batch) == (self.epoch, self.batch):
+            self.action(event.trainer)  # type: ignore[arg-type]
+
+
+class FailsOnce:
+    """A dataset whose storage fails at one of the calls."""
+
+    def __init__(self, at: int = 0) -> None:
+        self.calls, self.at = 0, at
+
+    def __len__(self) -> int:
+        return 64
+
+    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.calls += 1
+        if self.calls == self.at:
+            raise OSError("the network drive is gone")
+        return X[indices], Y[indices]
+
+
+def interrupt(_: ModelTrainer) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def shuffled(at: int = 0) -> DataLoader:
+    return DataLoader(FailsOnce(at), 8, shuffle=True, seed=1)
+
+
+@pytest.mark.parametrize("wrong", ["no callback", "other data"])
+def test_a_call_that_is_refused_loses_no_run(wrong: str, tmp_path: Path) -> None:
+    unbroken = trainer()
+    unbroken.fit((X, Y), 5, callbacks=[EarlyStopping()])
+    file = tmp_path / "mid.json"
+    trainer().fit((X, Y), 5, callbacks=[EarlyStopping(), At(2, 3, lambda t: t.save(file))])
+    resumed = ModelTrainer.resume(file)
+    rows, callbacks = (64, []) if wrong == "no callback" else (40, [EarlyStopping()])
+    with pytest.raises(SpecError, match="the run to be finished"):
+        resumed.fit((X[:rows], Y[:rows]), 5, callbacks=callbacks)
+    resumed.fit((X, Y), 5, callbacks=[EarlyStopping()])
+    assert_same(resumed, unbroken)
+
+
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_early_stopping_leaves_the_weights_of_a_broken_run(through_a_file: bool, tmp_path: Path) -> None:
+    settings = {"optimizer_type": "SGD", "learning_rate": 2.0}  # so that the best epoch is not the last one
+    unbroken = trainer(**settings)
+    unbroken.fit((X, Y), 9, callbacks=[EarlyStopping(patience=20)])
+    broken, stopping = trainer(**settings), EarlyStopping(patience=20)
+    broken.fit((X, Y), 9, callbacks=[stopping, At(6, 3, interrupt)])
+    assert broken.epoch == 5
+    assert 0 < stopping.best_epoch < 5
+    if through_a_file:
+        broken.save(tmp_path / "a.json")
+        broken, stopping = ModelTrainer.resume(tmp_path / "a.json"), EarlyStopping(patience=20)
+    broken.fit((X, Y), 9, callbacks=[stopping])
+    assert_same(broken, unbroken)
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_data_that_cannot_be_read_once(where: str, tmp_path: Path) -> None:
+    unbroken = trainer()
+    unbroken.fit(shuffled(), 4, (X, Y))
+    broken, training = trainer(), where == "training"
+    validation = (X, Y) if training else DataLoader(FailsOnce(10), 8)
+    with CheckpointManager(broken, CheckpointConfig(tmp_path)) as manager, pytest.raises(OSError, match="network"):
+        broken.fit(shuffled(12 if training else 0), 4, validation, checkpoints=manager)
+    resumed = ModelTrainer.resume(tmp_path)
+    assert (resumed.epoch, resumed.step) == (1, 11 if training else 16)
+    resumed.fit(shuffled(), 4, (X, Y))
+    assert_same(resumed, unbroken)
+
+
+def test_a_rate_that_changes_with_every_step_is_recorded_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "last.safetensors"
+    unbroken = trainer(scheduler=OneCycleScheduler(24))
+    unbroken.fit((X, Y), 3, callbacks=[At(2, 8, lambda t: t.save(file))])  # the last batch of an epoch
+    resumed = ModelTrainer.resume(file)
+    resumed.fit((X, Y), 3)
+    assert_same(resumed, unbroken)
+
+
+def test_validation_judges_the_same_rows_in_every_epoch_and_after_a_restart(tmp_path: Path) -> None:
+    def validation() -> DataLoader:
+        return DataLoader(ArrayDataset(X[:60], Y[:60]), 8, shuffle=True, seed=3, drop_last=True)
+
+    file, unbroken = tmp_path / "v.json", trainer()
+    unbroken.fit((X, Y), 4, validation(), callbacks=[At(3, 4, lambda t: t.save(file))])
+    resumed = ModelTrainer.resume(file)
+    resumed.fit((X, Y), 4, validation())
+    assert_same(resumed, unbroken)
+
+
+def test_files_hold_the_state_of_callbacks_after_the_manager(tmp_path: Path) -> None:
+    def stopping() -> EarlyStopping:
+        return EarlyStopping(patience=2, min_delta=0.05)
+
+    unbroken = trainer(learning_rate=0.1)
+    unbroken.fit((X, Y), 12, callbacks=[stopping()])
+    broken, config = trainer(learning_rate=0.1), CheckpointConfig(tmp_path, save_frequency=2, save_on_interrupt=False)
+
+    def fail(_: ModelTrainer) -> None:
+        raise ZeroDivisionError
+
+    with CheckpointManager(broken, config) as manager, pytest.raises(ZeroDivisionError):
+        broken.fit((X, Y), 12, callbacks=[manager, stopping(), At(3, 1, fail)])
+    resumed = ModelTrainer.resume(tmp_path)
+    assert resumed.epoch == 2
+    state = resumed.checkpoint().extras["callbacks"][-1]["state"]
+    assert state["best_epoch"] + state["waited"] == 2
+    resumed.fit((X, Y), 12, callbacks=[stopping()])
+    assert_same(resumed, unbroken)
+
+
+def test_a_callback_begins_anew_with_another_run() -> None:
+    first, second, stopping = trainer(learning_rate=0.01), trainer(learning_rate=1e-4), EarlyStopping(patience=50)
+    first.fit((X, Y), 8, callbacks=[stopping])
+    second.fit((X, Y), 3, callbacks=[stopping])
+    assert stopping.best == pytest.approx(min(second.history["loss"]))
+    assert not np.array_equal(first.predict(X), second.predict(X))
+
+
+class _NanFirst:
+    """Rows with a NaN in the first pass only."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __len__(self) -> int:
+        return 64
+
+    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.passes += 1
+        return (np.where(np.arange(64)[:, None] == 3, np.nan, X) if self.passes == 1 else X)[indices], Y[indices]
+
+
+def test_a_loss_that_is_not_a_number_is_no_improvement_and_can_be_saved(tmp_path: Path) -> None:
+    stopping, run = EarlyStopping(patience=3), trainer(learning_rate=0.01)
+    run.fit((X, Y), 10, DataLoader(_NanFirst(), 64), callbacks=[stopping])
+    assert run.epoch == stopping.best_epoch == 10
+    assert np.isnan(run.history["val_loss"][0])
+    for name in ("a.json", "a.safetensors"):
+        run.save(tmp_path / name)
+        again = ModelTrainer.resume(tmp_path / name).history
+        np.testing.assert_array_equal(again["val_loss"], run.history["val_loss"])
+
+
+@pytest.mark.parametrize("batch_size", [32, 64])
+def test_a_look_at_a_batch_takes_none_away(batch_size: int) -> None:
+    loader, run = DataLoader(ArrayDataset(X, Y), batch_size), trainer()
+    next(iter(loader))
+    assert run.evaluate(loader) == pytest.approx(run.evaluate((X, Y)))
+    assert loader.batch == 1
+    run.fit(loader, 2)
+    assert run.step == 2 * len(loader)
+
+
+def test_an_evaluation_leaves_the_training_where_it_is() -> None:
+    class Watch(Callback):
+        def on_step_end(self, event: Event) -> None:
+            event.trainer.evaluate(loader)
+
+    loader, plain, watched = shuffled(), trainer(), trainer()
+    watched.fit(loader, 2, callbacks=[Watch()])
+    plain.fit(shuffled(), 2)
+    assert_same(watched, plain)
+
+
+@pytest.mark.parametrize("callbacks", [EarlyStopping(), [print], "early"])
+def test_callbacks_must_be_a_list_of_them(callbacks: Sequence[Callback]) -> None:
+    with pytest.raises(SpecError, match="callbacks must be a list of Callbacks, got"):
+        trainer().fit((X, Y), 1, callbacks=callbacks)
+
+
+def test_data_without_rows_is_refused() -> None:
+    class Empty(FailsOnce):
+        def __len__(self) -> int:
+            return 0
+
+    for call in (trainer().evaluate, lambda data: trainer().fit(data, 1)):
+        with pytest.raises(SpecError, match="at least one row, the Empty has none"):
+            call(DataLoader(Empty()))
+
+
+def test_class_weights_are_refused_where_each_output_is_a_yes_or_no() -> None:
+    with pytest.raises(SpecError, match="class_weights weigh rows by their one class, but 3 outputs"):
+        trainer(loss_function="BCEWithLogits", class_weights=[1, 2, 3])
