@@ -129,19 +129,45 @@ def test_the_heap_grows_in_large_pages_that_are_not_there_before_somebody_writes
     assert resident < 100
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
-def test_a_heap_that_may_not_grow_so_far_is_used_as_it_is() -> None:
-    code = """
-import os, resource
-import gometal_mlx._malloc as m
-size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + m.AHEAD // 2, resource.RLIM_INFINITY))
-del os.environ["GOMETAL_MALLOC"]
-print(m.keep_memory(), len(bytearray(m.LARGE // 2)), len(bytearray(m.LARGE)))
+IN_THREADS = """
+import gometal_mlx, os, threading
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+def hold():
+    blocks = [bytearray(30 << 20) for _ in range(20)]
+    barrier.wait()
+before, barrier = resident(), threading.Barrier(3)
+threads = [threading.Thread(target=hold) for _ in range(3)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+print(resident() - before)
 """
-    environment = {**os.environ, "GOMETAL_MALLOC": "keep"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", str(32 << 20), str(64 << 20)]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
+def test_threads_give_back_what_they_freed() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_THREADS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 700  # of 1,800
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
+def test_nothing_is_taken_beforehand_where_address_space_is_limited() -> None:
+    code = """
+import resource
+if LIMITED:
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+import gometal_mlx._malloc as m
+print(m.HAS_LARGE_PAGES, int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize())
+"""
+    sizes = {}
+    for limited in (True, False):
+        program = code.replace("LIMITED", str(limited))
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        has, size = done.stdout.split()
+        sizes[has == "True"] = int(size) >> 20
+        assert not (limited and has == "True")
+    if len(sizes) == 2:  # else the system gives no large pages, or the whole test is limited
+        assert sizes[True] - sizes[False] > 400
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="on a Mac there is nothing to leave alone")

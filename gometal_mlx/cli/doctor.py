@@ -23,7 +23,7 @@ from .._blas import STATUS
 from .._compile import adds_options
 from .._cpu import flushes_denormals
 from .._lanes import most
-from .._malloc import KEEPS_MEMORY, STAYS, has_large_pages
+from .._malloc import AHEAD, HAS_LARGE_PAGES, KEEPS_MEMORY, STAYS
 from .._version import __version__
 from ..errors import GoMetalError
 from .table import table
@@ -63,7 +63,7 @@ def _device() -> list[Row]:
     metal = "available" if mx.metal.is_available() else "no"
     memory = f"up to {STAYS >> 20} MB stay with the process" if KEEPS_MEMORY else "as malloc does by itself"
     rows: list[Row] = [("default", mx.default_device()), ("Metal", metal)]
-    pages = "where the heap grows" if has_large_pages() else "none"
+    pages = f"for the heap's first {AHEAD >> 20} MB" if HAS_LARGE_PAGES else "none"
     return [*rows, ("lanes", most()), ("freed memory", memory), ("large pages", pages), ("denormal numbers", told)]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 import gometal_mlx as gm
-from gometal_mlx import _malloc
 from gometal_mlx._blas import BlasStatus
 from gometal_mlx.cli import doctor
 
@@ -40,14 +39,11 @@ def test_the_blas_and_every_reason(run: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert "switched off by MLX_DISABLE_COMPILE" in result.out
 
 
-@pytest.mark.parametrize("setting", ["always [madvise] never", "always madvise [never]", None])
-def test_large_pages(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str | None) -> None:
-    monkeypatch.setattr(_malloc, "PAGES", str(tmp_path / "enabled"))
-    monkeypatch.setattr(_malloc, "KEEPS_MEMORY", True)
-    if setting is not None:
-        (tmp_path / "enabled").write_text(f"{setting}\n")
-    gives = setting is not None and "[never]" not in setting
-    assert f"large pages       {'where the heap grows' if gives else 'none'}\n" in run("doctor").out
+@pytest.mark.parametrize("has", [True, False])
+def test_large_pages(run: Any, monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr(doctor, "HAS_LARGE_PAGES", has)
+    told = "for the heap's first 448 MB" if has else "none"
+    assert f"large pages       {told}\n" in run("doctor").out
 
 
 def test_tmpdir_is_not_writable(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
