@@ -116,7 +116,7 @@ def _tell(why: str) -> None:
     _told.append(why)
     advice = f"install g++, set TMPDIR to a folder that can be written, or set {SWITCH}=1 to silence this"
     warnings.warn(
-        f"MLX runs uncompiled, which takes up to three times as long: {why}; {advice}", RuntimeWarning, stacklevel=2
+        f"MLX runs uncompiled, which takes up to four times as long: {why}; {advice}", RuntimeWarning, stacklevel=2
     )
 
 

@@ -166,6 +166,10 @@ def test_along_an_axis_limits_and_half_precision(name: str) -> None:
         assert found[1, 2:4].max() < 1e-37
     else:
         np.testing.assert_allclose(found[:, 0], [3e38, np.log(4998)], rtol=1e-6)
+        for infinity in (np.inf, -np.inf):
+            x = np.full((2, 5000), -np.inf, np.float32)
+            x[0, 3], x[1] = infinity, 0
+            np.testing.assert_allclose(np.array(ours(mx.array(x), 1))[:, 0], [infinity, np.log(5000)], rtol=1e-6)
     half = mx.array(np.linspace(-5, 5, 10_000, dtype=np.float32)).astype(mx.bfloat16).reshape(2, 5000)
     assert ours(half, 1).dtype == mx.bfloat16
     assert mx.array_equal(ours(half, 1), ours(half.astype(mx.float32), 1).astype(mx.bfloat16))
