@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -50,8 +51,9 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size, learning_rate=args.learning_rate, optimizer_type=args.optimizer, seed=args.seed
     )
     trainer = ModelTrainer(spec, config)
-    try:
+    try:  # before anything is trained that could not be saved
         args.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.out).close()
     except OSError as e:
         raise GoMetalError(f"{args.out}: cannot be used as a folder: {e.strerror or e}") from e
     print(
@@ -60,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     epochs = args.epochs if args.epochs is not None else EPOCHS[args.model]
     trainer.fit((train.x, train.y), epochs, validation_data=(test.x, test.y), callbacks=[ProgressPrinter()])
-    rows: list[tuple[object, ...]] = [("training", f"{time.perf_counter() - start:.1f} s", f"{epochs} epochs")]
+    told = f"{epochs} epochs" if trainer.epoch == epochs else f"interrupted after {trainer.epoch} of {epochs} epochs"
+    rows: list[tuple[object, ...]] = [("training", f"{time.perf_counter() - start:.1f} s", told)]
     rows += _save_and_check(trainer, args.out, args.model, test)
     print(table(rows))
     return 0
@@ -116,6 +119,9 @@ def _data(source: str, *, images: bool, seed: int) -> tuple[ArrayDataset, ArrayD
         raise SpecError(f"--data {source}: x must be numbers, y at least 5 class numbers, got {kinds}")
     if y.min() < 0 or y.max() < 1:
         raise SpecError(f"--data {source}: y must have classes from 0 to at least 1, got {y.min()} to {y.max()}")
+    if y.max() >= len(y):
+        told = f"y reaches {y.max()}, but has {len(y)} rows; classes are numbered from 0 without gaps"
+        raise SpecError(f"--data {source}: {told}")
     try:
         data = ArrayDataset(x, y)
     except ShapeError as e:

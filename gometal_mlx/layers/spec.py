@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._types import FloatArray, Shape
-from ..errors import ShapeError, SpecError
+from ..errors import ShapeError, SpecError, shown
 from .base import LAYERS, Layer
 from .registry import LayerType, type_name
 
@@ -133,7 +133,11 @@ class ModelSpec:
 
     def batch(self, inputs: npt.ArrayLike) -> FloatArray:
         """The inputs as a float32 batch; ShapeError unless they are ``(rows >= 1, *input_shape[1:])``."""
-        x = np.asarray(inputs, np.float32)
+        try:
+            x = np.asarray(inputs, np.float32)
+        except (TypeError, ValueError) as e:  # text, rows of different lengths
+            needed = "x".join(map(str, self.input_shape[1:]))
+            raise ShapeError(f"inputs must be numbers, {needed} in each row; got {shown(inputs)}: {e}") from e
         if x.ndim != len(self.input_shape) or not len(x) or x.shape[1:] != self.input_shape[1:]:
             needed = ", ".join(map(str, self.input_shape[1:]))
             raise ShapeError(f"inputs must be (rows, {needed}) with at least one row, got {x.shape}")

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 
 import gometal_mlx as gm
 from gometal_mlx import Predictor
+from gometal_mlx.cli import train
 from gometal_mlx.cli.table import size_text, table
+from gometal_mlx.training.callbacks import Callback, Event
 
 SUFFIXES = (".json", ".json.gz", ".safetensors", ".onnx")
 
@@ -285,6 +289,19 @@ def test_train_writes_three_files_that_agree(run: Any, tmp_path: Path, model: st
     assert loaded[0].training_state.step == 2 * 5
     for p in paths:
         assert run("verify", p).code == 0
+
+
+def test_train_tells_when_it_was_interrupted(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting(Callback):
+        def on_epoch_end(self, event: Event) -> None:
+            if event.epoch == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train, "ProgressPrinter", Interrupting)
+    result = run("train", "--data", data(tmp_path / "d.npz"), "--model", "mlp", "--epochs", 9, "--out", tmp_path)
+    assert result.code == 0
+    assert "interrupted after 2 of 9 epochs" in result.out
+    assert gm.load(tmp_path / "digits_mlp.json").training_state.epoch == 2
 
 
 def test_train_is_determined_by_its_seed(run: Any, tmp_path: Path) -> None:

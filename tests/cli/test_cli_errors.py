@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gometal_mlx.cli import train
+
 NAMES = (
     "missing.json", "missing.onnx", "empty.json", "empty.onnx", "empty.safetensors", "noise.json", "noise.json.gz",
     "noise.onnx", "noise.safetensors", "folder.json", "unknown.txt", "unknown", "number.json", "list.json", "half.json",
@@ -144,6 +146,7 @@ DATA = {
     "texts.npz": arrays(x=np.full((10, 3), "a")),
     "negative.npz": arrays(y=-np.arange(10)),
     "one_class.npz": arrays(y=np.zeros(10, int)),
+    "stray.npz": arrays(y=np.array([0, 1] * 4 + [0, 200_000_000])),
 }
 
 
@@ -182,3 +185,14 @@ def test_train_names_the_folder(run: Any, tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     result = run("train", "--data", tmp_path / "d.npz", "--model", "mlp", "--epochs", "1", "--out", tmp_path / "out")
     assert_one_line(result, "train", tmp_path / "out")
+
+
+def test_train_tries_to_write_before_it_trains(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    np.savez(tmp_path / "d.npz", **arrays())
+    monkeypatch.setattr(train.tempfile, "TemporaryFile", fail)
+    monkeypatch.setattr(train.ModelTrainer, "fit", lambda *_, **__: pytest.fail("it was trained"))
+    result = run("train", "--data", tmp_path / "d.npz", "--model", "mlp", "--out", tmp_path / "out")
+    assert_one_line(result, "train", f"{tmp_path / 'out'}: cannot be used as a folder: Read-only file system")

@@ -10,7 +10,7 @@ import pytest
 from training_support import assert_same, blobs, mlp
 
 from gometal_mlx.data import ArrayDataset, DataLoader
-from gometal_mlx.errors import SpecError
+from gometal_mlx.errors import ShapeError, SpecError
 from gometal_mlx.training import (
     Callback,
     CheckpointConfig,
@@ -222,3 +222,11 @@ def test_data_without_rows_is_refused() -> None:
 def test_class_weights_are_refused_where_each_output_is_a_yes_or_no() -> None:
     with pytest.raises(SpecError, match="class_weights weigh rows by their one class, but 3 outputs"):
         trainer(loss_function="BCEWithLogits", class_weights=[1, 2, 3])
+
+
+@pytest.mark.parametrize("x", [[["a"] * 6], [[1.0] * 6, [1.0]], [{}]], ids=["text", "lengths", "objects"])
+def test_inputs_that_are_no_numbers(x: object) -> None:
+    run = trainer()
+    for call in (run.predict, lambda x: run.train_batch(x, [0])):
+        with pytest.raises(ShapeError, match="inputs must be numbers, 6 in each row; got"):
+            call(x)
