@@ -57,7 +57,7 @@ class RunState:
             "rng": list(c.key),
             "totals": list(c.totals) if self.data else None,
             "loss_scale": list(c.scaling) if self.config.use_mixed_precision else None,
-            "accumulated": {"waiting": list(c.waiting), "gradients": c.accumulated} if c.accumulated else None,
+            "accumulated": self._accumulated() if c.accumulated else None,
             "base_learning_rate": self.base_learning_rate,
             "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
             "best_accuracy": self.best_accuracy,
@@ -71,6 +71,15 @@ class RunState:
         }
         return {k: v for k, v in values.items() if v is not None}
 
+    def _accumulated(self) -> dict[str, Any]:
+        """Gradients that wait; where float16 has overflowed, so that their update will be passed over, only that."""
+        gradients = self.carried.accumulated or {}
+        scaled = self.config.use_mixed_precision and self.config.precision == "float16"
+        found = {"waiting": list(self.carried.waiting), "gradients": gradients}
+        if not scaled or all(np.isfinite(g).all() for g in gradients.values()):
+            return found
+        return found | {"gradients": {k: np.zeros_like(g) for k, g in gradients.items()}, "overflowed": True}
+
     @classmethod
     def from_extras(cls, extras: Mapping[str, Any]) -> Self | None:
         """The inverse of ``to_extras``; None if no trainer wrote them.
@@ -81,15 +90,18 @@ class RunState:
             return None
         read = _Reader(extras)
         waiting = read.map("accumulated")
+        gradients = waiting.get("gradients")
+        if not all(isinstance(g, np.ndarray) for g in (gradients or {}).values()):
+            raise CheckpointError("gometal_mlx.accumulated: arrays needed")
+        if waiting.get("overflowed") is True:
+            gradients = {k: np.full_like(g, np.inf) for k, g in (gradients or {}).items()}
         carried = Carried(
             _key(extras.get("rng")),
             read.numbers("totals", 3, (0.0, 0.0, 0.0)),
             read.numbers("loss_scale", 2, (1.0, 0.0)),
-            waiting.get("gradients"),
+            gradients,
             _counts(waiting.get("waiting", [0, 0])),
         )
-        if not all(isinstance(g, np.ndarray) for g in (carried.accumulated or {}).values()):
-            raise CheckpointError("gometal_mlx.accumulated: arrays needed")
         try:
             settings = read.map("config")
             unknown = [n for n in settings if n not in TrainerConfig.__dataclass_fields__]

@@ -193,6 +193,8 @@ class TrainingStep:
         scaled = self._scaled
         if scaled:
             gradients = tree_map(lambda g: g / self._state["scaling"][0], gradients)
+            sizes = [mx.sum(mx.abs(g)) for _, g in tree_flatten(gradients)]
+            fine = mx.isfinite(mx.sum(mx.stack(sizes)))  # before infinity is clipped
         if config.gradient_clip_value is not None:
             limit = config.gradient_clip_value
             gradients = tree_map(lambda g: mx.clip(g, -limit, limit), gradients)
@@ -202,8 +204,6 @@ class TrainingStep:
             optimizer.update(model, gradients)
             return
         before = tree_map(lambda a: a, [model.trainable_parameters(), optimizer.state])
-        sizes = [mx.sum(mx.abs(g)) for _, g in tree_flatten(gradients)]
-        fine = mx.isfinite(mx.sum(mx.stack(sizes)))
         optimizer.update(model, gradients)
         after = tree_map(
             lambda new, old: mx.where(fine, new, old), [model.trainable_parameters(), optimizer.state], before

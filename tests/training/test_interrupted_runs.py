@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training_support import assert_same, blobs, mlp
+from training_support import assert_same, blobs, mlp, weights
 
 from gometal_mlx.data import ArrayDataset, DataLoader
 from gometal_mlx.errors import ShapeError, SpecError
+from gometal_mlx.layers import ModelBuilder
 from gometal_mlx.training import (
     Callback,
     CheckpointConfig,
@@ -230,3 +231,32 @@ def test_inputs_that_are_no_numbers(x: object) -> None:
     for call in (run.predict, lambda x: run.train_batch(x, [0])):
         with pytest.raises(ShapeError, match="inputs must be numbers, 6 in each row; got"):
             call(x)
+
+
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_an_overflow_that_waits_for_its_update_is_saved(suffix: str, tmp_path: Path) -> None:
+    """Of float16: the update is passed over and the scale halved, as without the interruption."""
+    settings = {"use_mixed_precision": True, "accumulation_steps": 4, "initial_loss_scale": 2.0**24}
+    file, unbroken = tmp_path / f"a.{suffix}", trainer(**settings)
+    waiting = []
+
+    def save(t: ModelTrainer) -> None:
+        waiting.append([np.isfinite(g).all() for g in (t._step.carried().accumulated or {}).values()])
+        t.save(file)
+
+    unbroken.fit((X, Y), 3, callbacks=[At(1, 2, save)])
+    assert not all(waiting[0])
+    resumed = ModelTrainer.resume(file)
+    resumed.fit((X, Y), 3)
+    assert resumed._step.loss_scale == unbroken._step.loss_scale < 2.0**24
+    assert_same(resumed, unbroken)
+
+
+def test_an_overflow_is_not_clipped_into_an_update() -> None:
+    config = TrainerConfig(seed=0, use_mixed_precision=True, gradient_clip_value=0.1, initial_loss_scale=2.0**24)
+    run = ModelTrainer(ModelBuilder((1, 6)).add_dense(3).compile(), config)
+    before = weights(run)
+    run.train_batch(np.ones((1, 6), np.float32), [0])  # one row of ones: gradients of infinity, none that is NaN
+    assert run._step.loss_scale == 2.0**23
+    after = weights(run)
+    assert all(np.array_equal(before[n], after[n]) for n in before)
