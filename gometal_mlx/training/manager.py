@@ -67,6 +67,10 @@ class CheckpointConfig:
     on_error: str = "raise"
 
     def __post_init__(self) -> None:
+        numbers = ("save_frequency", "max_checkpoints", "every_steps", "every_minutes", "budget", "keep_best")
+        for name in numbers:
+            if not isinstance(value := getattr(self, name), int | float | None):
+                raise SpecError(f"CheckpointConfig: {name} must be a number, got {value!r}")
         names = CheckpointFormat.__members__
         if isinstance(self.format, str):
             if self.format.upper() not in names:

@@ -26,7 +26,7 @@ from ..checkpoints import (
 from ..checkpoints.checkpoint import with_statistics
 from ..checkpoints.folder import ANY, CheckpointFolder
 from ..checkpoints.values import check_extras
-from ..errors import CheckpointError, naming
+from ..errors import CheckpointError, naming, shown
 from ..layers import Model
 from ..layers.spec import describe_difference, normalise
 from ..optimizers import Optimizer
@@ -148,6 +148,8 @@ class ResumableTrainer(Trainer):
                 trained since; after a detour through it the moments are outdated.
         Raises: CheckpointError for another architecture (with the differences) or damaged state.
         """
+        if not isinstance(checkpoint, Checkpoint):
+            raise CheckpointError(f"restore: a Checkpoint is needed, got {shown(checkpoint)}; gm.load reads one")
         if different := describe_difference(self.spec, normalise(checkpoint.model_spec, [])):
             raise CheckpointError(f"restore: the checkpoint holds another architecture: {'; '.join(different)}")
         model = Model(self.spec, seed=0)

@@ -44,6 +44,9 @@ class Trainer:
     """The loop of ModelTrainer, which see: everything but checkpoints and go-metal's names."""
 
     def __init__(self, model: ModelSpec | Model, config: TrainerConfig | None = None) -> None:
+        if not isinstance(model, Model | ModelSpec):
+            told = f"a Model or a compiled ModelSpec is needed, got a {type(model).__name__}"
+            raise SpecError(f"ModelTrainer: {told}; a ModelBuilder makes one by compile()")
         config = config or TrainerConfig()
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if config.seed is None else config.seed
         self.config = replace(config, seed=seed)  # a checkpoint then tells which seed was drawn

@@ -10,7 +10,7 @@ import pytest
 from training_support import assert_same, blobs, mlp, weights
 
 from gometal_mlx.data import ArrayDataset, DataLoader
-from gometal_mlx.errors import ShapeError, SpecError
+from gometal_mlx.errors import CheckpointError, ShapeError, SpecError
 from gometal_mlx.layers import ModelBuilder
 from gometal_mlx.training import (
     Callback,
@@ -260,3 +260,12 @@ def test_an_overflow_is_not_clipped_into_an_update() -> None:
     assert run._step.loss_scale == 2.0**23
     after = weights(run)
     assert all(np.array_equal(before[n], after[n]) for n in before)
+
+
+def test_what_a_trainer_is_made_of_and_restored_from() -> None:
+    with pytest.raises(SpecError, match=r"got a ModelBuilder; a ModelBuilder makes one by compile\(\)"):
+        ModelTrainer(ModelBuilder((1, 6)).add_dense(3))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"restore: a Checkpoint is needed, got 'a\.json'; gm\.load reads one"):
+        trainer().restore("a.json")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="CheckpointConfig: every_steps must be a number, got '3'"):
+        CheckpointConfig("folder", every_steps="3")  # type: ignore[arg-type]
