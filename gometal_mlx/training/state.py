@@ -91,7 +91,9 @@ class RunState:
         read = _Reader(extras)
         waiting = read.map("accumulated")
         gradients = waiting.get("gradients")
-        if not all(isinstance(g, np.ndarray) for g in (gradients or {}).values()):
+        if not isinstance(gradients, dict | None) or not all(
+            isinstance(g, np.ndarray) for g in (gradients or {}).values()
+        ):
             raise CheckpointError("gometal_mlx.accumulated: arrays needed")
         if waiting.get("overflowed") is True:
             gradients = {k: np.full_like(g, np.inf) for k, g in (gradients or {}).items()}

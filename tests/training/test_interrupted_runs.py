@@ -269,3 +269,13 @@ def test_what_a_trainer_is_made_of_and_restored_from() -> None:
         trainer().restore("a.json")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="CheckpointConfig: every_steps must be a number, got '3'"):
         CheckpointConfig("folder", every_steps="3")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gradients", [3, [], {"hidden.weight": 1.0}, "zeros"])
+def test_damaged_gradients_are_named(gradients: object) -> None:
+    run = trainer(accumulation_steps=4)
+    run.train_batch(X[:8], Y[:8])
+    checkpoint = run.checkpoint()
+    checkpoint.extras["accumulated"]["gradients"] = gradients
+    with pytest.raises(CheckpointError, match=r"gometal_mlx\.accumulated: arrays needed"):
+        trainer(accumulation_steps=4).restore(checkpoint)
