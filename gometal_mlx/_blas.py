@@ -31,6 +31,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from ._processor import processor
 from ._version import __version__
 
 Source = Literal["mlx", "system", "bundled", "path"]
@@ -44,7 +45,6 @@ COPY = "libgometal_openblas.so"  # a name of its own: others may ask for libscip
 PREFIX = "scipy_"
 HELPERS = ("openblas_get_config", "openblas_get_corename", "openblas_get_num_threads", "openblas_set_num_threads")
 AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}  # what OpenBLAS's SkylakeX kernels execute
-CPU_FIELDS = {"vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features"}
 UNPACKED_CORES = {"SkylakeX", "Cooperlake", "SapphireRapids"}  # kernels that read small matrices where they lie
 CHECK_SECONDS = 120.0
 OPENMP = 2  # what openblas_get_parallel says of a build with OpenMP
@@ -135,7 +135,7 @@ def _candidates(setting: str) -> Iterator[tuple[Source, str]]:
         paths = (os.path.join(folder, name) for name in names for folder in folders)
         return [("system", path) for path in paths if os.path.isfile(path)]
 
-    intel = _cpu().get("vendor_id") == "GenuineIntel"  # elsewhere MKL takes slower ways
+    intel = processor().get("vendor_id") == "GenuineIntel"  # elsewhere MKL takes slower ways
     yield from installed(MKL_NAMES) if intel else ()
     spec = find_spec("scipy_openblas32")
     for folder in (spec and spec.submodule_search_locations) or ():
@@ -144,7 +144,7 @@ def _candidates(setting: str) -> Iterator[tuple[Source, str]]:
 
 
 def _load(source: Source, library: str, notes: list[str]) -> BlasStatus:
-    cpu = _cpu()
+    cpu = processor()
     core = os.environ.get("OPENBLAS_CORETYPE")
     environment = {}
     if core is None and cpu.get("vendor_id") == "AuthenticAMD" and set(cpu.get("flags", "").split()) >= AVX512:
@@ -162,19 +162,6 @@ def _load(source: Source, library: str, notes: list[str]) -> BlasStatus:
         for name in environment:
             del os.environ[name]
     return BlasStatus(source, library, *_core_and_threads(blas), tuple(notes))
-
-
-def _cpu() -> dict[str, str]:
-    """What tells processors apart, of the first one: the others' lines can take long to make. Nothing without /proc."""
-    fields = {}
-    with suppress(OSError), open("/proc/cpuinfo") as file:
-        for line in file:
-            key, _, value = line.partition(":")
-            if key.strip() in CPU_FIELDS:
-                fields[key.strip()] = value.strip()
-            elif not key.strip() and fields:
-                break
-    return fields
 
 
 def _core_and_threads(blas: ctypes.CDLL) -> tuple[str | None, int | None]:

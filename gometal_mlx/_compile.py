@@ -3,8 +3,9 @@
 On a CPU MLX builds a compiled function with g++ in ``$TMPDIR/mlx`` when it is first evaluated, with options that leave
 many loops without vector instructions: those with a square root or an exponential, over many arrays, with strides, and
 all that write into one of their inputs. Adam takes up to twice as long, a bias with ReLU six times, a sigmoid fifteen.
-So ``_compiler/g++``, a script, stands before g++ meanwhile and adds options and a header that change no result. Kernels
-that are there already stay as they are. ``GOMETAL_COMPILER=keep`` leaves MLX its own options.
+So ``_compiler/g++``, a script, stands before g++ meanwhile and adds options and a header that change no result. MLX
+takes a kernel that is in its folder, whoever compiled it and how, so ours are in a folder of their own in ``$TMPDIR``.
+``GOMETAL_COMPILER=keep`` leaves MLX its own options and folder.
 
 Without g++ MLX silently compiles nothing; with a g++ that fails, or a folder that cannot be written, the evaluation
 raises RuntimeError. Everything then runs uncompiled, and one warning says why.
@@ -14,10 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,12 +29,16 @@ from typing import TypeVar
 
 import mlx.core as mx
 
+from ._processor import processor
 from ._setting import keeps
 
 T = TypeVar("T")
 SWITCH = "MLX_DISABLE_COMPILE"  # MLX's own
 SCRIPT = Path(__file__).parent / "_compiler"  # the folder with the g++ that adds options
 _told: list[str] = []  # the one reason that was given
+_inside: list[bool] = []  # an entry for each thread that compiles
+_before: dict[str, str | None] = {}  # the variables that are changed meanwhile
+_lock = threading.Lock()
 
 
 def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None, *, new: bool = True) -> T:
@@ -63,17 +71,60 @@ def adds_options() -> bool:
     return sys.platform == "linux" and not keeps("GOMETAL_COMPILER")
 
 
+def temporary_folder() -> str:
+    """Where MLX and g++ write: C++'s ``temp_directory_path``. Python's ``gettempdir`` would go elsewhere in silence."""
+    names = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+    return next((os.environ[name] for name in names if name in os.environ), "/tmp")
+
+
 @contextlib.contextmanager
 def _own_options() -> Iterator[None]:
-    path = os.environ.get("PATH")
-    if path is None or not adds_options():
+    """The variables by which MLX finds our g++ and our folder; as they were when the last thread has left."""
+    if "PATH" not in os.environ or not adds_options():
         yield
         return
-    os.environ["PATH"] = f"{SCRIPT}{os.pathsep}{path}"
+    with _lock:
+        if not _inside:
+            tempfile.gettempdir()  # which another thread may ask for meanwhile, and remembers for ever
+            ours = {"TMPDIR": kernel_folder(), "PATH": f"{SCRIPT}{os.pathsep}{os.environ['PATH']}"}
+            _before.update({name: os.environ.get(name) for name in ours})
+            os.environ.update(ours)
+        _inside.append(True)
     try:
         yield
     finally:
-        os.environ["PATH"] = path
+        with _lock:
+            _inside.pop()
+            if not _inside:
+                for name, value in _before.items():
+                    if value is None:
+                        del os.environ[name]
+                    else:
+                        os.environ[name] = value
+
+
+def kernel_folder() -> str:
+    """What takes the place of ``$TMPDIR`` while kernels are compiled with our options: a folder in it.
+
+    Another user, processor, compiler or version of the options has another one. Where it cannot be made, or is not the
+    user's own, it is ``$TMPDIR`` itself, and MLX says what is wrong with that.
+    """
+    usual = temporary_folder()
+    folder = os.path.join(usual, f"gometal_mlx-{os.geteuid()}-{_key(os.path.realpath(shutil.which('g++') or ''))}")
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        return folder if os.path.isdir(folder) and os.stat(folder).st_uid == os.geteuid() else usual
+    except OSError:
+        return usual
+
+
+@functools.cache
+def _key(compiler: str) -> str:
+    """Of all that our kernels depend on; MLX has a folder for each of its versions by itself."""
+    parts = [compiler.encode(), repr(processor()).encode()]
+    parts += [path.read_bytes() for path in sorted(SCRIPT.rglob("*")) if path.is_file()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def compiling() -> bool:

@@ -178,7 +178,7 @@ def test_mkl_comes_first_on_intel_and_last_elsewhere(
     (tmp_path / "libmkl_rt.so.3").touch()
     (tmp_path / "libopenblas.so.0").touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    monkeypatch.setattr(_blas, "_cpu", lambda: {"vendor_id": vendor} if vendor else {})
+    monkeypatch.setattr(_blas, "processor", lambda: {"vendor_id": vendor} if vendor else {})
     found = [source if source == "bundled" else Path(path).name for source, path in _blas._candidates("auto")]
     assert found[0 if first else -1].startswith("libmkl_rt")
     names = [name for name in found if not name.startswith("libmkl_rt")]

@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from .._blas import STATUS
-from .._compile import adds_options
+from .._compile import adds_options, temporary_folder
 from .._cpu import flushes_denormals
 from .._lanes import most
 from .._malloc import AHEAD, HAS_LARGE_PAGES, KEEPS_MEMORY, STAYS
@@ -111,7 +111,7 @@ def _compiler(broken: list[str]) -> list[Row]:
         rows.append(("options", "for vector instructions" if adds_options() else "MLX's own"))
     if "MLX_DISABLE_COMPILE" in os.environ:
         return [*rows, ("mx.compile", "switched off by MLX_DISABLE_COMPILE")]
-    folder = os.environ.get("TMPDIR") or "/tmp"
+    folder = temporary_folder()
     try:
         with tempfile.TemporaryDirectory(prefix="gometal-doctor-", dir=folder) as empty:
             rows.append(("TMPDIR", f"{folder}, writable"))

@@ -5,12 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from gometal_mlx import _compile
 from gometal_mlx._compile import compiling, evaluated
 
 PROGRAM = """
@@ -157,6 +160,90 @@ def test_options_for_the_compiler_change_speed_alone(tmp_path: Path) -> None:
     assert all((option in options) == modern for option in ("-mavx2", "-mfma", "-ffp-contract=off"))
     assert set(told["keep"]) == {False}
     assert told["refused"] == [True, False] * len(told["keep"])  # with the options, and then without
+
+
+STALE = """
+import json, sys, tempfile
+from gometal_mlx._compile import evaluated, kernel_folder, temporary_folder
+import mlx.core as mx
+
+function = mx.compile(lambda x: mx.exp(x) * 2)
+found = (evaluated if "ours" in sys.argv else lambda call: call())(lambda: function(mx.arange(5.0)).tolist())
+print(json.dumps([found, kernel_folder(), temporary_folder(), tempfile.gettempdir()]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="only g++ gets options")
+@pytest.mark.parametrize("case", ["compiled by MLX alone", "not ours", "not a folder"])
+def test_kernels_that_others_have_compiled_are_not_taken(case: str, tmp_path: Path) -> None:
+    """MLX takes what lies in its folder, however it was compiled: sigmoids of 15 times the time."""
+    log, real = tmp_path / "log", shutil.which("g++")
+    variables = {
+        "TMPDIR": str(tmp_path),
+        "PATH": compiler(tmp_path / "bin", f'echo "$@" >>"{log}"\nexec "{real}" "$@"'),
+    }
+
+    def compiled() -> list[bool]:
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return ["-finline-limit" in line for line in lines if ".cpp" in line]
+
+    numbers, folder, *others = run(STALE, **variables)
+    assert others == [str(tmp_path)] * 2  # which a user's program sees
+    assert (compiled(), Path(folder).parent) == ([False], tmp_path)
+    (mlxs,) = tmp_path.glob("mlx/*/cpu/*.so")
+    if case == "not a folder":
+        Path(folder).rmdir()
+        Path(folder).write_text("")
+    elif case == "not ours":
+        if os.geteuid():
+            pytest.skip("only root can give a folder away")
+        os.chown(folder, 1, 1)
+    ours = STALE.replace("sys.argv", "['ours']")
+    again = run(ours, **variables)
+    assert (again[0], again[2:]) == (numbers, others)
+    if case != "compiled by MLX alone":  # as if there were no such folder
+        assert (again[1], compiled()) == (str(tmp_path), [])
+        return
+    assert (again[1], compiled()) == (folder, [True])
+    (own,) = Path(folder).glob("mlx/*/cpu/*.so")
+    assert own.name == mlxs.name
+    assert run(ours, **variables)[0] == numbers
+    assert compiled() == []  # it is there now
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only g++ gets options")
+@pytest.mark.parametrize("tmpdir", ["its own", None])
+def test_variables_are_as_before_when_the_last_thread_has_compiled(
+    tmpdir: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    if tmpdir:
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+    before = dict(os.environ)
+    first_has_left = threading.Event()
+    seen: list[tuple[str, str]] = []
+
+    def second() -> None:
+        first_has_left.wait(10)
+        seen.append((os.environ["PATH"], os.environ["TMPDIR"]))
+
+    thread = threading.Thread(target=lambda: evaluated(second))
+
+    def first() -> None:
+        thread.start()
+        seen.append((os.environ["PATH"], os.environ["TMPDIR"]))
+        while len(_compile._inside) < 2:
+            time.sleep(0.001)
+
+    evaluated(first)
+    first_has_left.set()
+    thread.join()
+    assert seen[0] == seen[1]
+    assert seen[0][0].endswith(before["PATH"])
+    assert seen[0][0] != before["PATH"]
+    assert "gometal_mlx-" in seen[0][1]
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("on", [True, False])
