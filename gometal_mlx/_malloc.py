@@ -34,9 +34,12 @@ def keep_memory() -> bool:
     if sys.platform != "linux" or told:
         return False
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt, taken = libc.mallopt, ctypes.CDLL(None).malloc
     except (OSError, AttributeError):  # another C library
         return False
+    if ctypes.cast(taken, ctypes.c_void_p).value != ctypes.cast(libc.malloc, ctypes.c_void_p).value:
+        return False  # an allocator that was preloaded, which has settings of its own
     return bool(mallopt(M_MMAP_THRESHOLD, LARGE) and mallopt(M_TRIM_THRESHOLD, STAYS))
 
 

@@ -29,6 +29,18 @@ def f32(value: float | np.number[Any]) -> float:
     return float(str(np.float32(value)))
 
 
+def floats(values: npt.ArrayLike) -> FloatArray:
+    """The values as float32, without a copy where they are.
+
+    Raises: TypeError for text, dates and complex numbers, of which numpy would make numbers in silence; TypeError and
+        ValueError for what it cannot convert.
+    """
+    found = np.asarray(values)
+    if found.dtype.kind in "USMmc":
+        raise TypeError(f"{found.dtype} is no real number")
+    return found.astype(np.float32, copy=False)
+
+
 def view(array: mx.array) -> FloatArray:
     """An MLX array's own numbers as read-only float32; another type is converted. It waits for them.
 

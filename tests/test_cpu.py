@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,21 @@ def test_freed_memory_stays_unless_the_user_has_told_malloc_something(environmen
     keeps, megabytes = done.stdout.split()
     assert keeps == str(stays)
     assert int(megabytes) > 250 if stays else int(megabytes) < 100
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="another malloc must be compiled")
+def test_another_malloc_is_left_alone(tmp_path: Path) -> None:
+    source, library = tmp_path / "other.cpp", tmp_path / "other.so"
+    source.write_text(
+        'extern "C" void *__libc_malloc(unsigned long);\n'
+        'extern "C" void *malloc(unsigned long n) { return __libc_malloc(n); }\n'
+    )
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", library, source], check=True)
+    program = "from gometal_mlx import _malloc; print(_malloc.KEEPS_MEMORY, _malloc.HAS_LARGE_PAGES)"
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
 
 
 AHEAD = """

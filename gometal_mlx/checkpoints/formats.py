@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, CheckpointFormat
+
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,23 @@ class Format:
     module: str
     suffixes: tuple[str, ...]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(f".{self.module}", __package__), name)
+    def save(self, checkpoint: Checkpoint, path: Path, options: Mapping[str, Any] = NO_OPTIONS) -> Any:
+        """Write a file; CheckpointError for an option that the format does not have."""
+        return self._call("save", options, path, checkpoint, path)
+
+    def load(self, path: Path, options: Mapping[str, Any] = NO_OPTIONS) -> Checkpoint:
+        """Read a file; CheckpointError for an option that the format does not have."""
+        checkpoint: Checkpoint = self._call("load", options, path, path)
+        return checkpoint
+
+    def _call(self, name: str, options: Mapping[str, Any], path: Path, *arguments: Any) -> Any:
+        function = getattr(importlib.import_module(f".{self.module}", __package__), name)
+        parameters = inspect.signature(function).parameters.values()
+        known = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY]
+        odd = [option for option in options if option not in known]
+        if odd and not any(p.kind == p.VAR_KEYWORD for p in parameters):  # else it says itself what it knows
+            raise CheckpointError(f"{path}: {name} has no option {odd[0]!r} for this format; it has {', '.join(known)}")
+        return function(*arguments, **options)
 
 
 FORMATS = {
@@ -49,7 +69,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str], **options: Any) -
         options: of the format, such as ``extras=False`` (JSON, safetensors) or ``opset=17`` (ONNX).
     Raises: CheckpointError naming file, layer and field; the file on disk is then as it was.
     """
-    return FORMATS[format_of(path)].save(checkpoint, Path(path), **options)
+    return FORMATS[format_of(path)].save(checkpoint, Path(path), options)
 
 
 def load(path: str | os.PathLike[str], **options: Any) -> Checkpoint:
@@ -76,7 +96,7 @@ class CheckpointSaver:
 
     def save_checkpoint(self, checkpoint: Checkpoint, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write a checkpoint; see ``save``."""
-        return FORMATS[self.format].save(checkpoint, Path(path), **options)
+        return FORMATS[self.format].save(checkpoint, Path(path), options)
 
     def load_checkpoint(self, path: str | os.PathLike[str], **options: Any) -> Checkpoint:
         """Read a checkpoint; see ``load``."""
@@ -96,8 +116,7 @@ class CheckpointSaver:
             raise CheckpointError(
                 f"{path}: expected {self.format}, but the content looks like {found}; rename the file"
             )
-        checkpoint: Checkpoint = FORMATS[self.format].load(file, **options)
-        return checkpoint
+        return FORMATS[self.format].load(file, options)
 
 
 def sniff(head: bytes) -> CheckpointFormat | None:

@@ -36,7 +36,9 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--learning-rate", type=float, default=None, help="default: the optimizer's own")
     p.add_argument("--optimizer", default="Adam", help=f"one of {', '.join(m.name for m in OptimizerType)}")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=Path("out"), help="folder for the three files (default: out)")
+    p.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder for the files, named DATA_MODEL (default: out)"
+    )
     p.set_defaults(run=run)
 
 
@@ -64,14 +66,14 @@ def run(args: argparse.Namespace) -> int:
     trainer.fit((train.x, train.y), epochs, validation_data=(test.x, test.y), callbacks=[ProgressPrinter()])
     told = f"{epochs} epochs" if trainer.epoch == epochs else f"interrupted after {trainer.epoch} of {epochs} epochs"
     rows: list[tuple[object, ...]] = [("training", f"{time.perf_counter() - start:.1f} s", told)]
-    rows += _save_and_check(trainer, args.out, args.model, test)
+    rows += _save_and_check(trainer, args.out / f"{Path(args.data).stem}_{args.model}", test)
     print(table(rows))
     return 0
 
 
-def _save_and_check(trainer: ModelTrainer, folder: Path, name: str, test: ArrayDataset) -> list[tuple[object, ...]]:
+def _save_and_check(trainer: ModelTrainer, stem: Path, test: ArrayDataset) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
-    paths = [folder / f"digits_{name}{suffix}" for suffix in (".json", ".safetensors", ".onnx")]
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".json", ".safetensors", ".onnx")]
     for path in paths:
         start = time.perf_counter()
         trainer.save(path)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .._types import floats
 from ..errors import ShapeError
 
 Array = npt.NDArray[Any]
@@ -28,12 +29,16 @@ class ArrayDataset:
     Args:
         x: inputs, first axis the rows; converted to float32 once.
         y: labels, as many rows; integers are kept as int32, everything else becomes float32.
-    Raises: ShapeError if the lengths differ or there are no rows.
+    Raises: ShapeError if the lengths differ, there are no rows, or they are no numbers.
     """
 
     def __init__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> None:
-        self.x: Array = np.ascontiguousarray(x, np.float32)
-        labels = np.asarray(y)
+        try:
+            self.x: Array = np.ascontiguousarray(floats(x))
+            labels = np.asarray(y)
+            labels = labels if labels.dtype.kind in "iub" else floats(labels)
+        except (TypeError, ValueError) as e:  # text, rows of different lengths
+            raise ShapeError(f"ArrayDataset: inputs and labels must be arrays of numbers: {e}") from e
         whole = labels.dtype.kind in "iub"
         if whole and labels.size and not -(2**31) <= int(labels.min()) <= int(labels.max()) < 2**31:
             raise ShapeError(f"ArrayDataset: labels must fit 32 bits, got {labels.min()} to {labels.max()}")

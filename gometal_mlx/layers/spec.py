@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._types import FloatArray, Shape
+from .._types import FloatArray, Shape, floats
 from ..errors import ShapeError, SpecError, shown
 from .base import LAYERS, Layer
 from .registry import LayerType, type_name
@@ -134,7 +134,7 @@ class ModelSpec:
     def batch(self, inputs: npt.ArrayLike) -> FloatArray:
         """The inputs as a float32 batch; ShapeError unless they are ``(rows >= 1, *input_shape[1:])``."""
         try:
-            x = np.asarray(inputs, np.float32)
+            x = floats(inputs)
         except (TypeError, ValueError) as e:  # text, rows of different lengths
             needed = "x".join(map(str, self.input_shape[1:]))
             raise ShapeError(f"inputs must be numbers, {needed} in each row; got {shown(inputs)}: {e}") from e

@@ -402,3 +402,16 @@ def test_statistics_of_a_new_model_are_saved_and_read_without_notes(tmp_path: Pa
         again = load(tmp_path / f"c{suffix}")
         assert_same_arrays(again, c)
         assert again.notes == []
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors", ".onnx"])
+def test_options_that_a_format_does_not_have(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"m{suffix}"
+    gm.save(small_checkpoint(), path, **({} if suffix == ".onnx" else {"extras": False}))
+    before = path.read_bytes()
+    save_has = "export option 'opsett' is unknown" if suffix == ".onnx" else "save has no option 'opsett' .*extras"
+    with pytest.raises(CheckpointError, match=save_has):
+        gm.save(small_checkpoint(), path, opsett=13)
+    with pytest.raises(CheckpointError, match=rf"m\{suffix}: load has no option 'strict' for this format; .*tolerant"):
+        gm.load(path, strict=True)
+    assert path.read_bytes() == before

@@ -281,7 +281,7 @@ def test_train_writes_three_files_that_agree(run: Any, tmp_path: Path, model: st
     assert "on 80 rows, judged on 20 others" in result.out
     assert "accuracy in MLX" in result.out
     assert "accuracy in onnxruntime" in result.out
-    paths = [out / f"digits_{model}{suffix}" for suffix in (".json", ".safetensors", ".onnx")]
+    paths = [out / f"d_{model}{suffix}" for suffix in (".json", ".safetensors", ".onnx")]
     assert sorted(out.iterdir()) == sorted(paths)
     loaded = [gm.load(p) for p in paths]
     assert content(loaded[0]) == content(loaded[1]) == content(loaded[2])
@@ -301,14 +301,14 @@ def test_train_tells_when_it_was_interrupted(run: Any, tmp_path: Path, monkeypat
     result = run("train", "--data", data(tmp_path / "d.npz"), "--model", "mlp", "--epochs", 9, "--out", tmp_path)
     assert result.code == 0
     assert "interrupted after 2 of 9 epochs" in result.out
-    assert gm.load(tmp_path / "digits_mlp.json").training_state.epoch == 2
+    assert gm.load(tmp_path / "d_mlp.json").training_state.epoch == 2
 
 
 def test_train_is_determined_by_its_seed(run: Any, tmp_path: Path) -> None:
     path = data(tmp_path / "d.npz")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run("train", "--data", path, "--model", "mlp", "--epochs", 1, "--out", tmp_path / name, "--seed", seed)
-    a, b, c = (content(gm.load(tmp_path / name / "digits_mlp.json")) for name in "abc")
+    a, b, c = (content(gm.load(tmp_path / name / "d_mlp.json")) for name in "abc")
     assert a == b != c
 
 
@@ -317,7 +317,7 @@ def test_train_uses_its_settings(run: Any, tmp_path: Path) -> None:
     options = ["--optimizer", "rms_prop", "--learning-rate", 0.005, "--epochs", 0]
     result = run("train", "--data", path, "--model", "mlp", "--out", tmp_path, *options)
     assert result.code == 0
-    state = gm.load(tmp_path / "digits_mlp.json").optimizer_state
+    state = gm.load(tmp_path / "d_mlp.json").optimizer_state
     assert state is not None
     assert (state.type, state.parameters["learning_rate"]) == ("RMSProp", 0.005)
 

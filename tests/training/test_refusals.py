@@ -42,12 +42,55 @@ def test_class_weights_are_refused_where_each_output_is_a_yes_or_no() -> None:
         trainer(loss_function="BCEWithLogits", class_weights=[1, 2, 3])
 
 
-@pytest.mark.parametrize("x", [[["a"] * 6], [[1.0] * 6, [1.0]], [{}]], ids=["text", "lengths", "objects"])
+@pytest.mark.parametrize("last", ["Sigmoid", "Softmax"])
+def test_probabilities_are_no_logits(last: str) -> None:
+    spec = ModelBuilder((8, 6)).add_dense(3)
+    spec = spec.add_sigmoid() if last == "Sigmoid" else spec.add_softmax()
+    with pytest.raises(SpecError, match=f"must end in logits, but it ends in {last}, .*; use BinaryCrossEntropy"):
+        ModelTrainer(spec.compile(), TrainerConfig(loss_function="BCEWithLogits"))
+
+
+NO_NUMBERS = {
+    "words": [["a"] * 6],
+    "numbers as text": [["1"] * 6],
+    "lengths": [[1.0] * 6, [1.0]],
+    "objects": [{}],
+    "complex": np.ones((1, 6), np.complex64),
+    "dates": np.zeros((1, 6), "M8[s]"),
+    "spans of time": np.zeros((1, 6), "m8[s]"),
+}
+
+
+@pytest.mark.parametrize("x", NO_NUMBERS.values(), ids=NO_NUMBERS)
 def test_inputs_that_are_no_numbers(x: object) -> None:
     run = trainer()
     for call in (run.predict, lambda x: run.train_batch(x, [0])):
         with pytest.raises(ShapeError, match="inputs must be numbers, 6 in each row; got"):
             call(x)
+    with pytest.raises(ShapeError, match="ArrayDataset: inputs and labels must be arrays of numbers: "):
+        run.fit((x, [0]), 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("y", NO_NUMBERS.values(), ids=NO_NUMBERS)
+@pytest.mark.parametrize("loss", ["CrossEntropy", "BCEWithLogits", "MeanSquaredError"])
+def test_labels_that_are_no_numbers(loss: str, y: object) -> None:
+    problem = "Regression" if loss == "MeanSquaredError" else "Classification"
+    run = trainer(loss_function=loss, problem_type=problem)
+    with pytest.raises(ShapeError, match=f"{loss}: labels must be numbers: "):
+        run.train_batch(X[:1], y)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="ArrayDataset: inputs and labels must be arrays of numbers: "):
+        run.fit((X[:1], y), 1)  # type: ignore[arg-type]
+
+
+def test_numbers_of_any_kind_are_taken() -> None:
+    """Python's own among objects, too, as data frames have them."""
+    x = np.arange(12).reshape(2, 6)
+    wanted = trainer().predict(x.astype(np.float32))
+    for given in (x, x.tolist(), x.astype(object), x.astype(np.float16), x[:, ::-1][:, ::-1], np.asfortranarray(x)):
+        assert np.array_equal(trainer().predict(given), wanted)
+    assert np.array_equal(
+        trainer().train_batch(x, [0, 1]).loss, trainer().train_batch(x, np.array([0, 1], object)).loss
+    )
 
 
 def test_what_a_trainer_is_made_of_and_restored_from() -> None:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..._types import Shape
+from ..._types import Shape, floats
 from ...errors import ShapeError, SpecError
 from ...layers import Layer
 
@@ -104,14 +104,21 @@ class Loss:
         )
 
 
+def label_numbers(y: npt.ArrayLike, kind: str) -> npt.NDArray[Any]:
+    """The labels as an array of integers, truth values or floats; ShapeError if they are something else."""
+    try:
+        labels = np.asarray(y)
+        return labels if labels.dtype.kind in "iubf" else floats(labels)
+    except (TypeError, ValueError) as e:  # text, rows of different lengths
+        raise ShapeError(f"{kind}: labels must be numbers: {e}") from e
+
+
 def class_indices(y: npt.ArrayLike, rows: int, classes: int, kind: str) -> npt.NDArray[Any]:
     """Class labels as int32 ``(rows,)``, or one-hot / probability rows as float32 ``(rows, classes)``.
 
     Raises: ShapeError naming what is needed and the first label out of range.
     """
-    labels = np.asarray(y)
-    if labels.dtype.kind not in "iubf":
-        raise ShapeError(f"{kind}: labels must be numbers, got {labels.dtype}")
+    labels = label_numbers(y, kind)
     if labels.ndim == 2 and labels.shape[1] == 1 != classes:
         labels = labels[:, 0]
     if labels.shape == (rows, classes) and classes > 1:

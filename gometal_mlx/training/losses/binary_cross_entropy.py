@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import ShapeError
+from ...errors import ShapeError, SpecError
 from ...layers import Layer, Sigmoid
-from .base import Loss
+from .base import Loss, label_numbers
 
 CLAMP = 1e-7  # go-metal's distance from 0 and 1
 
@@ -38,7 +38,8 @@ class BinaryCrossEntropy(Loss):
         return self.outputs[0] > 1
 
     def labels(self, y: npt.ArrayLike, rows: int) -> npt.NDArray[Any]:
-        kind, values = type(self).__name__, np.asarray(y, np.float32)
+        kind = type(self).__name__
+        values = label_numbers(y, kind).astype(np.float32, copy=False)
         needed = (rows, *self.outputs)
         if values.shape == (rows,) and self.outputs == (1,):
             values = values[:, None]
@@ -71,6 +72,7 @@ class BCEWithLogits(BinaryCrossEntropy):
     """``mean(max(x, 0) - x y + log(1 + exp(-abs(x))))`` over all outputs: BinaryCrossEntropy of sigmoid(x).
 
     Shapes and labels: as BinaryCrossEntropy; the outputs are logits.
+    Raises: SpecError for a model that ends in Sigmoid or Softmax.
     Source: go-metal bridge_graph.m, reduced to a scalar for any number of outputs.
     """
 
@@ -78,6 +80,11 @@ class BCEWithLogits(BinaryCrossEntropy):
     threshold: ClassVar[float] = 0.0
     answer: ClassVar[type[Layer] | None] = Sigmoid
     needs_last: ClassVar[tuple[str, ...]] = ()
+
+    def check_model(self, last_layer: str) -> None:
+        if last_layer in BinaryCrossEntropy.needs_last:
+            told = f"the model must end in logits, but it ends in {last_layer}, and probabilities are none"
+            raise SpecError(f"BCEWithLogits: {told}; use BinaryCrossEntropy")
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
         x, y = outputs.astype(mx.float32), self._smoothed(y)

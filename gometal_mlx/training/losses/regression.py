@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ShapeError
-from .base import Loss
+from .base import Loss, label_numbers
 
 
 class Regression(Loss):
@@ -22,7 +22,7 @@ class Regression(Loss):
     classification: ClassVar[bool] = False
 
     def labels(self, y: npt.ArrayLike, rows: int) -> npt.NDArray[Any]:
-        values = np.asarray(y, np.float32)
+        values = label_numbers(y, type(self).__name__).astype(np.float32, copy=False)
         needed = (rows, *self.outputs)
         if values.shape == (rows,) and self.outputs == (1,):
             values = values[:, None]
