@@ -24,7 +24,7 @@ ENGINES = ("mlx", "onnxruntime")
 
 
 class Predictor:
-    """Runs the model of a checkpoint in evaluation mode.
+    """Runs the model of a checkpoint in evaluation mode, for any thread, one at a time.
 
     Args:
         source: a Checkpoint, or the path of one in any format.

@@ -7,6 +7,7 @@ step. In evaluation they do not, and to move their axes for every call takes a t
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import mlx.core as mx
@@ -23,10 +24,12 @@ class Prepared:
 
     Attributes:
         arrays: by the layer's name; for ``Model.__call__``, and an input of functions that are compiled with it.
+        lock: for one thread at a time. While MLX traces a function, the model has placeholders instead of weights.
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.lock = threading.RLock()
         self.arrays: dict[str, mx.array] = {}  # the same dict for ever, to which compiled functions hold on
         self._made_of: dict[str, npt.NDArray[Any]] = {}  # views of the weights
         shapes = (s.input_shape for s in model.spec.layers)

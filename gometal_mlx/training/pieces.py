@@ -13,7 +13,9 @@ import numpy as np
 from .._awake import keep_awake
 from .._compile import evaluated
 from .._lanes import Lanes, begin, most, side_by_side
+from .._leaving import remember_thread
 from .._types import FloatArray, Shape
+from ..errors import GoMetalError
 from ..layers import ModelSpec
 from ..layers._device import on_cpu
 from ..layers._prepared import Prepared
@@ -40,11 +42,19 @@ class InPieces:
 
     def __call__(self, x: FloatArray) -> FloatArray:
         answer = self._in_one_piece if len(x) <= self._rows else self._in_lanes
-        if x.shape in self._tried:
-            return answer(x)
-        found = evaluated(lambda: answer(x))
-        self._tried.add(x.shape)
-        return found
+        remember_thread()
+        try:
+            with self._prepared.lock:
+                if x.shape in self._tried:
+                    return answer(x)
+                found = evaluated(lambda: answer(x))
+                self._tried.add(x.shape)
+                return found
+        except RuntimeError as e:
+            if "in current thread" not in str(e):
+                raise
+            told = "another thread trains this model, and MLX's arrays belong to the thread that computes them"
+            raise GoMetalError(f"{told}; save a checkpoint there and use a Predictor here") from e
 
     def _in_one_piece(self, x: FloatArray) -> FloatArray:
         keep_awake()

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .._compile import evaluated, tell_if_there_is_no_compiler
 from .._lanes import Lanes, begin, side_by_side, spread
+from .._leaving import remember_thread
 from .._types import FloatArray, Shape, number, view
 from ..errors import TrainingError
 from ..layers import Model
@@ -227,7 +228,7 @@ class TrainingStep:
 
     # ------------------------------------------------------------------------------------------------- from outside
 
-    def __call__(self, x: mx.array, y: mx.array, *, last: bool = False) -> tuple[mx.array, mx.array]:
+    def __call__(self, x: mx.array, y: mx.array, *, last: bool = False) -> Result:
         """Mean loss and correct rows of the batch, before the update.
 
         Args:
@@ -235,6 +236,11 @@ class TrainingStep:
         Raises: TrainingError if the loss is NaN or infinite (unless the configuration allows it); everything is then as
             it was when the loss was last finite.
         """
+        remember_thread()
+        with self._prepared.lock:
+            return self._locked(x, y, last=last)
+
+    def _locked(self, x: mx.array, y: mx.array, *, last: bool) -> Result:
         self._prepared.forget()
         keep = self._config.stop_on_nan or x.shape not in self._tried
         before = ([_copied(tree) for tree in self._everything], self._waiting) if keep else None
