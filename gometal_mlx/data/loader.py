@@ -35,12 +35,15 @@ class DataLoader:
         seed: int | None = None,
         drop_last: bool = False,
     ) -> None:
+        if not callable(getattr(dataset, "rows", None)):
+            told = f"a dataset with rows(indices) is needed, got a {type(dataset).__name__}"
+            raise SpecError(f"DataLoader: {told}; ArrayDataset(x, y) makes one")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise SpecError(f"DataLoader: batch_size must be at least 1, got {batch_size!r}")
+            raise SpecError(f"DataLoader: batch_size must be an int of at least 1, got {batch_size!r}")
         if drop_last and len(dataset) < batch_size:
             raise SpecError(f"DataLoader: drop_last leaves no batch of {batch_size} from {len(dataset)} rows")
-        if seed is not None and seed < 0:
-            raise SpecError(f"DataLoader: seed must be at least 0, got {seed}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
+            raise SpecError(f"DataLoader: seed must be an int of at least 0, or None, got {seed!r}")
         self.dataset, self.batch_size = dataset, int(batch_size)
         self.shuffle, self.drop_last = shuffle, drop_last
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)

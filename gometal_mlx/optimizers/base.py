@@ -194,6 +194,13 @@ class Optimizer(optim.Optimizer):
         Raises: CheckpointError for damaged state.
         """
 
+    def snapshot(self) -> Any:
+        """What ``state`` does not hold, as it is now; later steps do not change it."""
+        return None
+
+    def put_back(self, snapshot: Any) -> None:
+        """Be again as a ``snapshot`` says."""
+
     def minimise(self, evaluate: Callable[[Any], tuple[mx.array, Any]], parameters: Any) -> Any:
         """One step of an optimizer that ``needs_closure``; the new parameters."""
         raise SpecError(f"{self.json_type}: takes gradients, not a closure; use update()")

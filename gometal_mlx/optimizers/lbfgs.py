@@ -90,16 +90,16 @@ class LBFGS(Optimizer):
         self.state["step"] = self.step + 1
         x = _flat(arrays)
         value, slope = at(x)
+        if not np.isfinite(value) or not np.isfinite(slope).all() or not slope.any():
+            return parameters
         direction = self._direction(slope)
         if not direction @ slope < 0:  # rounding has spoilt the pairs; start again from the gradient
-            self._pairs.clear()
+            self._pairs = []
             direction = -slope
-        if not np.isfinite(value) or not slope.any():
-            return parameters
         first = self.initial_step if self._pairs else self.initial_step * min(1.0, 1.0 / np.abs(slope).sum())
         t, new_slope = _line_search(at, x, direction, value, slope, first, self.c1, self.c2, self.max_line_search)
         if t == 0:
-            self._pairs.clear()  # no better point along this direction; the next step tries the plain gradient
+            self._pairs = []  # no better point along this direction; the next step tries the plain gradient
             return parameters
         self._remember(t * direction, new_slope - slope)
         return tree(x + t * direction)
@@ -122,6 +122,12 @@ class LBFGS(Optimizer):
         if s @ y > LEAST_CURVATURE * np.linalg.norm(s) * np.linalg.norm(y):
             # float32, as a file keeps them, so that a resumed run takes the same steps
             self._pairs = [*self._pairs, (s.astype(np.float32), y.astype(np.float32))][-self.history_size :]
+
+    def snapshot(self) -> Any:
+        return self._pairs  # a step makes another list
+
+    def put_back(self, snapshot: Any) -> None:
+        self._pairs = snapshot
 
     def saved_extras(self) -> dict[str, Any]:
         return {

@@ -43,10 +43,16 @@ class Event:
     resumed: bool = False
 
 
+MORE_IS_BETTER = ("accuracy", "f1", "precision", "recall", "specificity", "auc", "r2", "npv")  # words in names
+
+
 class Callback:
     """Override what you need; every method gets an Event."""
 
     saves: ClassVar[bool] = False  # one that writes checkpoints is called last: they hold the others' states
+
+    def check_trainer(self, trainer: Any) -> None:
+        """Raise SpecError if it cannot serve this trainer; called before anything begins."""
 
     def on_fit_begin(self, event: Event) -> None:
         """Before the first epoch."""
@@ -84,7 +90,8 @@ class EarlyStopping(Callback):
         monitor: the metric; None takes val_loss, or loss where there is no validation.
         patience: epochs without improvement, at least 1; default 10.
         min_delta: least improvement that counts, at least 0; default 1e-4.
-        mode: "min" or "max"; None: max for names with accuracy, f1, precision, recall, auc or r2, else min.
+        mode: "min" or "max"; None: max for names with accuracy, f1, precision, recall,
+            specificity, auc, r2 or npv, else min.
         restore_best: put the best epoch's weights back at the end; default True.
     Raises: SpecError for values out of range, or a metric that is not recorded.
     """
@@ -93,8 +100,9 @@ class EarlyStopping(Callback):
         self, monitor: str | None = None, patience: int = 10, min_delta: float = 1e-4, mode: str | None = None,
         restore_best: bool = True,
     ) -> None:  # fmt: skip
-        if patience < 1 or min_delta < 0 or mode not in (None, "min", "max"):
-            given = f"patience {patience}, min_delta {min_delta}, mode {mode!r}"
+        real = all(isinstance(v, int | float) for v in (patience, min_delta))
+        if not real or patience < 1 or min_delta < 0 or mode not in (None, "min", "max"):
+            given = f"patience {patience!r}, min_delta {min_delta!r}, mode {mode!r}"
             raise SpecError(f"EarlyStopping: patience >= 1, min_delta >= 0, mode 'min' or 'max' needed, got {given}")
         self.monitor, self.patience, self.min_delta, self.restore_best = monitor, patience, min_delta, restore_best
         self.mode = mode
@@ -150,6 +158,4 @@ def monitored(metrics: Mapping[str, Any], name: str | None, whose: str) -> tuple
 
 def usual_mode(name: str) -> str:
     """'max' for metrics of which more is better, else 'min'."""
-    return (
-        "max" if any(word in name for word in ("accuracy", "f1", "precision", "recall", "auc", "r2", "npv")) else "min"
-    )
+    return "max" if any(word in name for word in MORE_IS_BETTER) else "min"

@@ -192,8 +192,15 @@ class TrainerConfig:
             if not isinstance(self.scheduler, Mapping):
                 raise SpecError(f"TrainerConfig: scheduler must be an LRScheduler, got {shown(self.scheduler, 60)}")
             self._put("scheduler", make_scheduler(self.scheduler))
-        if self.optimizer_type == OptimizerType.LBFGS and (self.use_mixed_precision or self.accumulation_steps > 1):
-            raise SpecError("TrainerConfig: LBFGS works on one float32 batch; no mixed precision, no accumulation")
+        self._check_lbfgs()
+
+    def _check_lbfgs(self) -> None:
+        if self.optimizer_type != OptimizerType.LBFGS:
+            return
+        clips = self.gradient_clip_norm is not None or self.gradient_clip_value is not None
+        if clips or self.use_mixed_precision or self.accumulation_steps > 1:
+            told = "LBFGS works on the gradients of one float32 batch as they are"
+            raise SpecError(f"TrainerConfig: {told}; no mixed precision, no accumulation, no clipping")
 
     def _put(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -223,6 +230,11 @@ class TrainerConfig:
             if not weights or not all(real):
                 raise SpecError(f"TrainerConfig: class_weights must be numbers greater than 0, got {shown(chosen, 60)}")
             self._put("class_weights", tuple(f32(w) for w in weights))
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the loss is scaled, for float16; bfloat16 has float32's range and needs no scale."""
+        return self.use_mixed_precision and self.precision == "float16"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, enums by name; what is None is left out."""

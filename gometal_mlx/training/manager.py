@@ -216,6 +216,11 @@ class CheckpointManager(Callback):
 
     # --------------------------------------------------------------------------------------------- called by fit
 
+    def check_trainer(self, trainer: Any) -> None:
+        if trainer is not self.trainer:
+            told = "this manager saves another trainer; close it, and make one of this trainer"
+            raise SpecError(f"CheckpointManager: {told}")
+
     def on_fit_begin(self, event: Event) -> None:
         self._try(self.folder.open)
         self._last_step, self._last_time = self.trainer.step, time.monotonic()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any, TextIO
 
 import numpy as np
@@ -13,7 +15,7 @@ from ..errors import ShapeError, SpecError
 from ..layers import ModelSpec
 from .result import TrainingResult
 from .resumable import ResumableTrainer
-from .schedulers import LRScheduler, ReduceLROnPlateauScheduler
+from .schedulers import LRScheduler
 from .session import ModelArchitecturePrinter, TrainingSession
 
 
@@ -68,7 +70,7 @@ class ModelTrainer(ResumableTrainer):
         """Follow a schedule from the next step on; None keeps the present rate."""
         if scheduler is not None and not isinstance(scheduler, LRScheduler):
             raise SpecError(f"set_lr_scheduler: an LRScheduler is needed, got {type(scheduler).__name__}")
-        self.scheduler = scheduler
+        self.scheduler, self.config = scheduler, replace(self.config, scheduler=deepcopy(scheduler))
         self._follow_schedule()
 
     def get_lr_scheduler(self) -> LRScheduler | None:
@@ -95,8 +97,8 @@ class ModelTrainer(ResumableTrainer):
 
     def step_scheduler_with_metric(self, metric: float) -> None:
         """Tell a ReduceLROnPlateau schedule an epoch's metric (``fit`` does it itself); others take no notice."""
-        if isinstance(self.scheduler, ReduceLROnPlateauScheduler):
-            self.scheduler.step(metric, self.learning_rate)
+        if self.scheduler is not None and self.scheduler.follows_metric:
+            self.scheduler.take_metric(metric, self.learning_rate)
             self._follow_schedule()
 
     def get_scheduler_info(self) -> str:

@@ -33,6 +33,7 @@ from ..optimizers import Optimizer
 from .history import History
 from .run import Run
 from .state import RunState
+from .step import Carried
 from .trainer import Trainer
 
 UNKNOWN_BEST_LOSS = 1e9  # what go-metal writes before any loss is known; JSON has no infinity
@@ -163,13 +164,14 @@ class ResumableTrainer(Trainer):
             ignored.append("scheduler state (the trainer has no schedule)")
         if scheduler and run and run.scheduler:
             scheduler.load_state_dict(run.scheduler)
+        carried = self._carried(run, ignored)
         report = RestoreReport.of(
             live=live, optimizer_state=checkpoint.optimizer_state is not None, run=run is not None
         )
         report = replace(report, ignored=tuple(ignored))
         if strict and (report.missing or report.ignored):
             raise CheckpointError(f"restore: not everything could be restored: {report}")
-        step = self._new_step(optimizer, run.carried if run else self._step.carried())
+        step = self._new_step(optimizer, carried)
         # from here on nothing can fail
         self.model.update({layer.name: dict(model[layer.name]) for layer in model.layers if layer.name in model})
         state = checkpoint.training_state
@@ -186,6 +188,27 @@ class ResumableTrainer(Trainer):
             if run.run_start is not None:
                 self._pending = Run(run.run_start, None, [], run.data, run.callbacks, run.stopping)
         return report
+
+    def _carried(self, run: RunState | None, ignored: list[str]) -> Carried:
+        """What the next step takes over; what this trainer has no use for is added to ``ignored``."""
+        own = replace(self._step.carried(), accumulated=None, waiting=(0, 0))  # gradients of weights that go
+        if run is None:
+            return own
+        found = run.carried
+        if run.config.scales_loss != self.config.scales_loss:
+            found = replace(found, scaling=own.scaling)
+            ignored += ["loss scale"] if run.config.scales_loss else []
+        if not found.accumulated:
+            return replace(found, accumulated=None, waiting=(0, 0))
+        trained = {k: a.shape for k, a in tree_flatten(self.model.trainable_parameters())}
+        if self.config.accumulation_steps == 1 or trained.keys() != found.accumulated.keys():
+            ignored.append(f"gradients of {found.waiting[0]} batches that waited for their update")
+            return replace(found, accumulated=None, waiting=(0, 0))
+        for name, gradient in found.accumulated.items():
+            if gradient.shape != trained[name]:
+                told = f"shape {trained[name]} needed, got {gradient.shape}"
+                raise CheckpointError(f"restore: gometal_mlx.accumulated.gradients: {name}: {told}")
+        return found
 
     def _restore_optimizer(
         self, optimizer: Optimizer, checkpoint: Checkpoint, run: RunState | None, reset: bool

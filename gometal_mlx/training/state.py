@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from .._types import fits_float32
 from ..errors import CheckpointError, SpecError, shown
 from .config import TrainerConfig
 from .step import Carried
@@ -74,9 +75,9 @@ class RunState:
     def _accumulated(self) -> dict[str, Any]:
         """Gradients that wait; where float16 has overflowed, so that their update will be passed over, only that."""
         gradients = self.carried.accumulated or {}
-        scaled = self.config.use_mixed_precision and self.config.precision == "float16"
-        found = {"waiting": list(self.carried.waiting), "gradients": gradients}
-        if not scaled or all(np.isfinite(g).all() for g in gradients.values()):
+        batches, weight = self.carried.waiting
+        found = {"waiting": [batches, int(weight) if weight == int(weight) else weight], "gradients": gradients}
+        if not self.config.scales_loss or all(np.isfinite(g).all() for g in gradients.values()):
             return found
         return found | {"gradients": {k: np.zeros_like(g) for k, g in gradients.items()}, "overflowed": True}
 
@@ -102,7 +103,7 @@ class RunState:
             read.numbers("totals", 3, (0.0, 0.0, 0.0)),
             read.numbers("loss_scale", 2, (1.0, 0.0)),
             gradients,
-            _counts(waiting.get("waiting", [0, 0])),
+            _waiting(waiting.get("waiting", [0, 0])),
         )
         try:
             settings = read.map("config")
@@ -177,7 +178,9 @@ def _key(words: Any) -> tuple[int, int]:
     return words[0], words[1]
 
 
-def _counts(values: Any) -> tuple[int, int]:
-    if not isinstance(values, list) or len(values) != 2 or not all(isinstance(v, int) and v >= 0 for v in values):
-        raise CheckpointError(f"gometal_mlx.accumulated.waiting: two counts needed, got {shown(values)}")
+def _waiting(values: Any) -> tuple[int, float]:
+    real = isinstance(values, list) and len(values) == 2 and not any(isinstance(v, bool) for v in values)
+    fits = real and isinstance(values[0], int) and isinstance(values[1], int | float) and fits_float32(values[1])
+    if not fits or values[0] < 0 or values[1] < 0 or (values[0] > 0) != (values[1] > 0):
+        raise CheckpointError(f"gometal_mlx.accumulated.waiting: a count and a number needed, got {shown(values)}")
     return values[0], values[1]

@@ -19,7 +19,7 @@ from .._compile import evaluated, tell_if_there_is_no_compiler
 from .._lanes import Lanes, begin, side_by_side, spread
 from .._leaving import remember_thread
 from .._types import FloatArray, Shape, number, view
-from ..errors import TrainingError
+from ..errors import SpecError, TrainingError
 from ..layers import Model
 from ..layers._prepared import Prepared
 from ..optimizers import Optimizer
@@ -30,7 +30,7 @@ from .pieces import InPieces, lane_count, lane_rows, shares
 T = TypeVar("T")
 Part = tuple[mx.array, mx.array, Any]  # of some rows of a batch: share of the mean loss, correct rows, gradients
 Result = tuple[mx.array, mx.array]  # mean loss and correct rows of a batch
-State = tuple[list[dict[str, Any]], int]  # the arrays of model, optimizer and step, and how many batches wait
+State = tuple[list[dict[str, Any]], Any, int]  # arrays of model, optimizer and step; optimizer's rest; waiting batches
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Carried:
         totals: sums over the epoch so far: loss * rows, correct rows, rows.
         scaling: loss scale, and steps since it changed (mixed precision only).
         accumulated: gradient sums by parameter name, of batches that still wait for their update.
-        waiting: how many batches and rows those are.
+        waiting: how many batches those are, and how much their rows weigh: 1 each, unless classes have weights.
     """
 
     key: tuple[int, int]
     totals: tuple[float, ...] = (0.0, 0.0, 0.0)
     scaling: tuple[float, ...] = (1.0, 0.0)
     accumulated: Mapping[str, FloatArray] | None = None
-    waiting: tuple[int, int] = (0, 0)
+    waiting: tuple[int, float] = (0, 0)
 
 
 class TrainingStep:
@@ -69,6 +69,7 @@ class TrainingStep:
     """
 
     def __init__(self, model: Model, loss: Loss, optimizer: Optimizer, config: TrainerConfig, carried: Carried) -> None:
+        self._modules = model.modules()
         self._model, self._loss, self._optimizer, self._config = model, loss, optimizer, config
         self._state: dict[str, Any] = {"key": mx.array(carried.key, mx.uint32), "totals": mx.array(carried.totals)}
         self._state["scaling"] = mx.array(carried.scaling)
@@ -76,12 +77,13 @@ class TrainingStep:
             zeros = tree_map(mx.zeros_like, model.trainable_parameters())
             stored = tree_unflatten([(k, mx.array(v)) for k, v in (carried.accumulated or {}).items()])
             self._state["accumulated"] = stored or zeros
-            self._state["rows"] = mx.array(float(carried.waiting[1]))
+            self._state["weight"] = mx.array(float(carried.waiting[1]))
         tell_if_there_is_no_compiler()
         self._tried: set[Shape] = set()  # batch shapes that have been compiled
         self._waiting = carried.waiting[0]
         self._good: State | None = None
         self._dtype = getattr(mx, config.precision) if config.use_mixed_precision else None
+        self._frozen = self._frozen_now()
         self._everything = [model.state, optimizer.state, self._state]
         self._lane_rows = lane_rows(model.spec)
         self._gradient = nn.value_and_grad(model, self._judge)
@@ -89,28 +91,39 @@ class TrainingStep:
         self._update = self._on_parts(self._step)
         self._collect = self._on_parts(self._accumulate)
         self._apply = self._compiled(self._apply_accumulated)
-        self._closure = self._on_parts(lambda _, parts: self._sum(parts))
+        self._closure = self._on_parts(lambda _, __, parts: self._sum(parts))
         self._prepared = Prepared(model)
         self.forward = InPieces(self._evaluation_forward, self._prepared)
         self.predict = InPieces(lambda *given: loss.predictions(self._evaluation_forward(*given)), self._prepared)
+
+    def _frozen_now(self) -> list[int]:
+        """How many arrays of each layer; quicker than their names, which do not change by themselves."""
+        return [len(module._no_grad) for module in self._modules]
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         compiled: Callable[..., Any] = mx.compile(function, inputs=self._everything, outputs=self._everything)
         return compiled
 
-    def _on_parts(self, finish: Callable[[int, list[Part]], T]) -> Callable[..., T]:
-        """``finish`` after the backward pass of a batch: in one compiled function; for several lanes, in one more."""
-        together = self._compiled(
-            lambda x, y, key: finish(x.shape[0], [self._part(x, y, self._next_key() if key is None else key)])
-        )
+    def _on_parts(self, finish: Callable[[int, mx.array, list[Part]], T]) -> Callable[..., T]:
+        """``finish`` after the backward pass of a batch: in one compiled function; for several lanes, in one more.
+
+        It is told how many rows there are, and what they weigh.
+        """
+
+        def on_one(x: mx.array, y: mx.array, key: mx.array | None) -> T:
+            part = self._part(x, y, self._next_key() if key is None else key)
+            return finish(x.shape[0], self._weight(y), [part])
+
+        together = self._compiled(on_one)
         afterwards = self._compiled(finish)
 
         def run(x: mx.array, y: mx.array, lanes: Lanes, key: mx.array | None = None) -> T:
             if len(lanes) == 1:
                 found: T = together(x, y, key)
             else:
-                parts = self._dealt_out(x, y, self._next_key() if key is None else key, lanes)
-                found = afterwards(x.shape[0], parts)
+                weight = self._weight(y)
+                parts = self._dealt_out(x, y, self._next_key() if key is None else key, weight, lanes)
+                found = afterwards(x.shape[0], weight, parts)
             return found
 
         return run
@@ -129,7 +142,7 @@ class TrainingStep:
         mean = self._loss.mean(outputs, y, self._config.class_weights, weight)
         correct = self._loss.correct(outputs, y)
         return (
-            mean * self._state["scaling"][0] if self._scaled else mean,
+            mean * self._state["scaling"][0] if self._config.scales_loss else mean,
             mean,
             mx.array(0) if correct is None else correct,
         )
@@ -142,12 +155,14 @@ class TrainingStep:
         self._model.update(weights)  # nn.value_and_grad leaves what it traced with
         return mean, correct, gradients
 
-    def _dealt_out(self, x: mx.array, y: mx.array, key: mx.array, lanes: Lanes) -> list[Part]:
+    def _weight(self, y: mx.array) -> mx.array:
+        return self._loss.weight(y, self._config.class_weights)
+
+    def _dealt_out(self, x: mx.array, y: mx.array, key: mx.array, weight: mx.array, lanes: Lanes) -> list[Part]:
         """The batch's rows in equal shares, one a lane.
 
         Each is a compiled function of its own, for the reason that ``spread`` gives.
         """
-        weight = self._loss.weight(y, self._config.class_weights)
         parts = []
         keys = mx.random.split(key, len(lanes))
         for lane, rows, own in zip(lanes, shares(x.shape[0], len(lanes)), keys, strict=True):
@@ -171,27 +186,27 @@ class TrainingStep:
         self._state["totals"] = self._state["totals"] + mx.stack([mean * count, correct.astype(mx.float32), count])
         return mean, correct, gradients
 
-    def _step(self, rows: int, parts: list[Part]) -> Result:
+    def _step(self, rows: int, _: mx.array, parts: list[Part]) -> Result:
         loss, correct, gradients = self._finish(rows, parts)
         self._descend(gradients)
         return loss, correct
 
-    def _accumulate(self, rows: int, parts: list[Part]) -> Result:
+    def _accumulate(self, rows: int, weight: mx.array, parts: list[Part]) -> Result:
         loss, correct, gradients = self._finish(rows, parts)
-        self._state["accumulated"] = tree_map(lambda a, g: a + g * rows, self._state["accumulated"], gradients)
-        self._state["rows"] = self._state["rows"] + rows
+        self._state["accumulated"] = tree_map(lambda a, g: a + g * weight, self._state["accumulated"], gradients)
+        self._state["weight"] = self._state["weight"] + weight
         return loss, correct
 
     def _apply_accumulated(self) -> None:
-        rows = self._state["rows"]
-        self._descend(tree_map(lambda a: a / rows, self._state["accumulated"]))
+        weight = self._state["weight"]
+        self._descend(tree_map(lambda a: a / weight, self._state["accumulated"]))
         self._state["accumulated"] = tree_map(mx.zeros_like, self._state["accumulated"])
-        self._state["rows"] = mx.array(0.0)
+        self._state["weight"] = mx.array(0.0)
 
     def _descend(self, gradients: Any) -> None:
         """Unscale, clip, update; where a scaled gradient overflowed nothing is updated and the scale is lowered."""
         config, optimizer, model = self._config, self._optimizer, self._model
-        scaled = self._scaled
+        scaled = config.scales_loss
         if scaled:
             gradients = tree_map(lambda g: g / self._state["scaling"][0], gradients)
             sizes = [mx.sum(mx.abs(g)) for _, g in tree_flatten(gradients)]
@@ -216,11 +231,6 @@ class TrainingStep:
         factor = mx.where(fine, mx.where(grown, config.loss_scale_growth_factor, 1.0), config.loss_scale_backoff_factor)
         self._state["scaling"] = mx.stack([scale * factor, mx.where(fine & ~grown, good, 0.0)])
 
-    @property
-    def _scaled(self) -> bool:
-        # bfloat16 has float32's range and needs no scale
-        return self._config.use_mixed_precision and self._config.precision == "float16"
-
     def _evaluation_forward(self, x: mx.array, prepared: Mapping[str, mx.array]) -> mx.array:
         run = self._model.logits if self._loss.uses_logits else self._model
         with mode(self._model, training=False):
@@ -241,9 +251,12 @@ class TrainingStep:
             return self._locked(x, y, last=last)
 
     def _locked(self, x: mx.array, y: mx.array, *, last: bool) -> Result:
+        if self._frozen != self._frozen_now():
+            told = "other weights are frozen than when the trainer was made; make a new one, whose TrainerConfig says"
+            raise SpecError(f"ModelTrainer: {told} frozen_layers, and restore() this one's checkpoint")
         self._prepared.forget()
         keep = self._config.stop_on_nan or x.shape not in self._tried
-        before = ([_copied(tree) for tree in self._everything], self._waiting) if keep else None
+        before = self._snapshot() if keep else None
         if before is None:
             return self._advance(x, y, last=last)
         loss, correct = evaluated(
@@ -268,7 +281,7 @@ class TrainingStep:
             else:
                 loss, correct = self._collect(x, y, lanes)
                 self._waiting += 1
-                if last or self._waiting == self._config.accumulation_steps:
+                if last or self._waiting >= self._config.accumulation_steps:
                     self._apply()
                     self._waiting = 0
             if several:
@@ -293,9 +306,13 @@ class TrainingStep:
         told = f"the loss is {loss}; the trainer is back where it last was finite; {advice}"
         raise TrainingError(told, 1 if self._good is None else 2)
 
-    def _put_back(self, trees: list[dict[str, Any]], waiting: int) -> None:
+    def _snapshot(self) -> State:
+        return [_copied(tree) for tree in self._everything], self._optimizer.snapshot(), self._waiting
+
+    def _put_back(self, trees: list[dict[str, Any]], rest: Any, waiting: int) -> None:
         for tree, old in zip(self._everything, trees, strict=True):
             _put(tree, old)
+        self._optimizer.put_back(rest)
         self._waiting = waiting
 
     def _minimise(self, x: mx.array, y: mx.array, lanes: Lanes) -> Result:
@@ -342,9 +359,9 @@ class TrainingStep:
         accumulated = None
         if self._waiting:
             accumulated = {k: view(v) for k, v in tree_flatten(self._state["accumulated"])}
-        rows = int(number(self._state["rows"])) if self._waiting else 0
+        weight = number(self._state["weight"]) if self._waiting else 0
         scaling = tuple(float(v) for v in np.asarray(self._state["scaling"]))
-        return Carried((first, second), tuple(self.totals), scaling, accumulated, (self._waiting, rows))
+        return Carried((first, second), tuple(self.totals), scaling, accumulated, (self._waiting, weight))
 
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:

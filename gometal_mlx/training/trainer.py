@@ -18,7 +18,7 @@ from .._types import FloatArray, number
 from ..data import ArrayDataset, DataLoader
 from ..errors import SpecError, TrainingError, shown
 from ..layers import Model, ModelSpec
-from ..layers.base import suggest
+from ..layers.base import STATISTICS, suggest
 from ..optimizers import Optimizer, make_optimizer
 from .callbacks import Callback, Event
 from .config import TrainerConfig
@@ -47,6 +47,8 @@ class Trainer:
         if not isinstance(model, Model | ModelSpec):
             told = f"a Model or a compiled ModelSpec is needed, got a {type(model).__name__}"
             raise SpecError(f"ModelTrainer: {told}; a ModelBuilder makes one by compile()")
+        if not isinstance(config, TrainerConfig | None):
+            raise SpecError(f"ModelTrainer: config must be a TrainerConfig, got {shown(config)}")
         config = config or TrainerConfig()
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if config.seed is None else config.seed
         self.config = replace(config, seed=seed)  # a checkpoint then tells which seed was drawn
@@ -68,8 +70,7 @@ class Trainer:
         self._steps_before = 0  # steps that a restored run did with an optimizer whose state is lost
         self._run: Run | None = None
         self._pending: Run | None = None  # a run that fit is to finish
-        scaled = self.config.use_mixed_precision and self.config.precision == "float16"
-        scale = self.config.initial_loss_scale if scaled else 1.0
+        scale = self.config.initial_loss_scale if self.config.scales_loss else 1.0
         first, second = (int(word) for word in np.asarray(mx.random.key(seed)))
         self._step = self._new_step(self.optimizer, Carried((first, second), scaling=(scale, 0.0)))
 
@@ -100,11 +101,22 @@ class Trainer:
         return TrainingStep(self.model, self.loss, optimizer, self.config, carried)
 
     def _freeze(self, names: Sequence[str]) -> None:
+        """Freeze these layers, and note in the configuration those that the model had frozen before."""
         known = [layer.name for layer in self.model.layers if layer.name in self.model]
         for name in names:
             if name not in known:
                 raise SpecError(f"TrainerConfig: frozen layer {name!r} has no weights{suggest(name, known)}")
             self.model[name].freeze()
+        frozen = []
+        for name in known:
+            learned = [n for n in self.model[name] if n not in STATISTICS]
+            trained = [n for n in learned if n in self.model[name].trainable_parameters()]
+            if trained and len(trained) < len(learned):
+                told = f"of layer {name!r} only {', '.join(trained)} can be trained; freeze all of its weights, or none"
+                raise SpecError(f"ModelTrainer: {told}")
+            if learned and not trained:
+                frozen.append(name)
+        self.config = replace(self.config, frozen_layers=(*names, *(n for n in frozen if n not in names)))
         if not tree_flatten(self.model.trainable_parameters()):
             raise SpecError("ModelTrainer: nothing to train; the model has no weights, or all of them are frozen")
 
@@ -179,9 +191,7 @@ class Trainer:
         if loader is not data:
             loader.epoch = self.epoch  # five epochs and five more see the rows in the order of ten
         validation = None if validation_data is None else self._as_loader(validation_data, shuffle=False)
-        if not all(isinstance(c, Callback) for c in (callbacks if isinstance(callbacks, list | tuple) else [None])):
-            raise SpecError(f"fit: callbacks must be a list of Callbacks, got {shown(callbacks)}")
-        listeners = sorted([*callbacks, *([checkpoints] if checkpoints else [])], key=lambda c: c.saves)
+        listeners = self._listeners(callbacks, checkpoints)
         run = self._begin(loader, listeners)
         last = run.start + epochs
 
@@ -201,9 +211,21 @@ class Trainer:
                 tell("on_interrupt", self.epoch + 1, batch=loader.batch, error=e)
                 raise
             finally:
+                run.stopping = self.should_stop
                 self._run, self._pending = None, run if stop.requested and self.epoch < last else None
                 tell("on_fit_end", self.epoch)
         return self.history
+
+    def _listeners(self, callbacks: Sequence[Callback], checkpoints: Callback | None) -> list[Callback]:
+        if not all(isinstance(c, Callback) for c in (callbacks if isinstance(callbacks, list | tuple) else [None])):
+            raise SpecError(f"fit: callbacks must be a list of Callbacks, got {shown(callbacks)}")
+        if not isinstance(checkpoints, Callback | None):
+            told = f"a CheckpointManager is needed, got {shown(checkpoints)}"
+            raise SpecError(f"fit: checkpoints: {told}; CheckpointManager(trainer, config) makes one")
+        listeners = sorted([*callbacks, *([checkpoints] if checkpoints else [])], key=lambda c: c.saves)
+        for listener in listeners:
+            listener.check_trainer(self)
+        return listeners
 
     def _begin(self, loader: DataLoader, listeners: Sequence[Callback]) -> Run:
         pending = self._pending
@@ -217,8 +239,7 @@ class Trainer:
         mx.reset_peak_memory()
         if loader.batch == 0:
             self._step.reset_totals()
-        if loader.batch < len(loader):  # else the rate is that of the last step, which goes into the history
-            self._follow_schedule()
+            self._follow_schedule()  # in an epoch that is taken up again the rate may have been set by hand
         tell("on_epoch_begin", self.epoch + 1, batch=loader.batch)
         for x, y in loader:
             try:
@@ -272,12 +293,14 @@ class Trainer:
         return loader
 
     def _split(self, data: Data, validation: Data | None, share: float) -> tuple[Data, Data]:
-        if validation is not None or isinstance(data, DataLoader) or not 0 < share < 1:
-            raise SpecError("fit: validation_split (between 0 and 1) needs arrays, and no validation_data beside it")
-        x, y = np.asarray(data[0]), np.asarray(data[1])
-        order = np.random.default_rng(self.config.seed).permutation(len(x))
-        cut = max(1, round(len(x) * share))
-        return (x[order[cut:]], y[order[cut:]]), (x[order[:cut]], y[order[:cut]])
+        pair = isinstance(data, tuple | list) and len(data) == 2
+        if validation is not None or not pair or not isinstance(share, int | float) or not 0 < share < 1:
+            told = "validation_split (between 0 and 1) needs a pair (x, y) of arrays, and no validation_data beside it"
+            raise SpecError(f"fit: {told}")
+        given = ArrayDataset(*data)
+        order = np.random.default_rng(self.config.seed).permutation(len(given))
+        cut = max(1, round(len(given) * share))
+        return given.rows(order[cut:]), given.rows(order[:cut])
 
     def _batch(self, inputs: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, mx.array]:
         x = self.spec.batch(inputs)

@@ -184,7 +184,7 @@ def test_refuses_a_position_that_lacks_something(key: str) -> None:
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, "3", None])
 def test_refuses_a_batch_size(batch_size: Any) -> None:
-    with pytest.raises(SpecError, match=f"^DataLoader: batch_size must be at least 1, got {batch_size!r}$"):
+    with pytest.raises(SpecError, match=f"^DataLoader: batch_size must be an int of at least 1, got {batch_size!r}$"):
         loader_of(10, batch_size)
 
 
@@ -194,7 +194,7 @@ def test_refuses_to_drop_everything() -> None:
 
 
 def test_refuses_a_negative_seed() -> None:
-    with pytest.raises(SpecError, match=r"^DataLoader: seed must be at least 0, got -1$"):
+    with pytest.raises(SpecError, match=r"^DataLoader: seed must be an int of at least 0, or None, got -1$"):
         loader_of(seed=-1)
 
 

@@ -175,9 +175,13 @@ def test_refuses_settings_of_the_step(field: str, value: Any) -> None:
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("setting", [{"use_mixed_precision": True}, {"accumulation_steps": 2}])
+@pytest.mark.parametrize(
+    "setting", [{"use_mixed_precision": True}, {"accumulation_steps": 2}, {"gradient_clip_norm": 1.0}]
+)
 def test_lbfgs_takes_whole_float32_batches(setting: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match=r"^TrainerConfig: LBFGS works on one float32 batch; no mixed precision, "):
+    with pytest.raises(
+        SpecError, match=r"^TrainerConfig: LBFGS works on the gradients of one float32 batch as they are; "
+    ):
         TrainerConfig(optimizer_type="LBFGS", **setting)
 
 

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 from training_support import blobs, mlp
 
-from gometal_mlx.data import DataLoader
+from gometal_mlx.data import ArrayDataset, DataLoader
 from gometal_mlx.errors import CheckpointError, ShapeError, SpecError
 from gometal_mlx.layers import ModelBuilder
-from gometal_mlx.training import Callback, CheckpointConfig, EarlyStopping, ModelTrainer, TrainerConfig
+from gometal_mlx.training import (
+    Callback,
+    CheckpointConfig,
+    EarlyStopping,
+    ModelTrainer,
+    TrainerConfig,
+    WarmupScheduler,
+)
 
 X, Y = blobs(64)
 
@@ -110,3 +117,34 @@ def test_damaged_gradients_are_named(gradients: object) -> None:
     checkpoint.extras["accumulated"]["gradients"] = gradients
     with pytest.raises(CheckpointError, match=r"gometal_mlx\.accumulated: arrays needed"):
         trainer(accumulation_steps=4).restore(checkpoint)
+
+
+@pytest.mark.parametrize("data", [(X, Y[:-1]), (X, Y, Y), {"x": X, "y": Y}, iter([(X, Y)]), None, "data", X])
+def test_data_that_is_no_pair(data: object) -> None:
+    for call in (
+        lambda: trainer().fit(data, 1),  # type: ignore[arg-type]
+        lambda: trainer().fit(data, 1, validation_split=0.5),  # type: ignore[arg-type]
+        lambda: trainer().evaluate(data),  # type: ignore[arg-type]
+    ):
+        with pytest.raises((SpecError, ShapeError), match=r"pair|same number of rows"):
+            call()
+
+
+@pytest.mark.parametrize("share", [-1, 1, 1.5, "0.5"])
+def test_a_share_that_is_none(share: float) -> None:
+    with pytest.raises(SpecError, match=r"fit: validation_split \(between 0 and 1\) needs"):
+        trainer().fit((X, Y), 1, validation_split=share)
+
+
+def test_settings_of_another_kind() -> None:
+    """One line each, before anything is trained."""
+    with pytest.raises(SpecError, match=r"ModelTrainer: config must be a TrainerConfig, got \{'seed': 0\}"):
+        ModelTrainer(mlp(), {"seed": 0})  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"a dataset with rows\(indices\) is needed, got a tuple; ArrayDataset\(x, y\)"):
+        DataLoader((X, Y))  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="seed must be an int of at least 0, or None, got 'a'"):
+        DataLoader(ArrayDataset(X, Y), seed="a")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"patience >= 1, .* got patience '3'"):
+        EarlyStopping(patience="3")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="Warmup: after must be a schedule or None, got 'StepLR'"):
+        WarmupScheduler(10, after="StepLR")  # type: ignore[arg-type]

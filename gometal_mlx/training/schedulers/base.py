@@ -53,6 +53,14 @@ class LRScheduler:
         """go-metal's name of the schedule."""
         return self.name
 
+    @property
+    def follows_metric(self) -> bool:
+        """Whether the rate depends on metrics of epochs."""
+        return False
+
+    def take_metric(self, metric: float, current_lr: float) -> None:
+        """Take an epoch's metric, whatever it is called; only schedules that follow one do anything."""
+
     def observe(self, metrics: Mapping[str, float], current_lr: float) -> None:
         """Look at an epoch's metrics; only schedules that follow a metric do anything."""
 

@@ -50,6 +50,13 @@ class ReduceLROnPlateauScheduler(LRScheduler):
     def get_lr(self, epoch: int, step: int, base_lr: float) -> float:
         return max(base_lr * self.scale, min(self.min_lr, base_lr))
 
+    @property
+    def follows_metric(self) -> bool:
+        return True
+
+    def take_metric(self, metric: float, current_lr: float) -> None:
+        self.step(metric, current_lr)
+
     def observe(self, metrics: Mapping[str, float], current_lr: float) -> None:
         usual = ("val_loss", "loss") if self.mode == "min" else ("val_accuracy", "accuracy")
         names = usual if self.monitor is None else (self.monitor,)
@@ -61,10 +68,10 @@ class ReduceLROnPlateauScheduler(LRScheduler):
     def step(self, metric: float, current_lr: float) -> float:
         """Take the metric of an epoch into account; returns the rate that follows from the present one."""
         sign = 1 if self.mode == "min" else -1
-        if not math.isnan(metric) and (self.best is None or sign * metric < sign * self.best - self.threshold):
+        if math.isfinite(metric) and (self.best is None or sign * metric < sign * self.best - self.threshold):
             self.best, self.waited = metric, 0
             return current_lr
-        self.waited += 1  # also for NaN, which never is an improvement
+        self.waited += 1  # also for NaN and infinity, which never are an improvement
         if self.waited < self.patience:
             return current_lr
         self.waited = 0

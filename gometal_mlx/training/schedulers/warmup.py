@@ -29,12 +29,21 @@ class WarmupScheduler(LRScheduler):
 
     def check(self) -> None:
         self.require("warmup_steps", self.warmup_steps >= 1, "at least 1")
+        self.require("after", isinstance(self.after, LRScheduler | None), "a schedule or None")
         self.require("start_factor", 0 < self.start_factor <= 1, "above 0 and at most 1")
 
     def get_lr(self, epoch: int, step: int, base_lr: float) -> float:
         rate = base_lr if self.after is None else self.after.get_lr(epoch, step, base_lr)
         done = min(step / self.warmup_steps, 1.0)
         return rate * (self.start_factor + (1 - self.start_factor) * done)
+
+    @property
+    def follows_metric(self) -> bool:
+        return self.after is not None and self.after.follows_metric
+
+    def take_metric(self, metric: float, current_lr: float) -> None:
+        if self.after is not None:
+            self.after.take_metric(metric, current_lr)
 
     def observe(self, metrics: Mapping[str, float], current_lr: float) -> None:
         if self.after is not None:
