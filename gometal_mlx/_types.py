@@ -38,7 +38,11 @@ def floats(values: npt.ArrayLike) -> FloatArray:
     found = np.asarray(values)
     if found.dtype.kind in "USMmc":
         raise TypeError(f"{found.dtype} is no real number")
-    return found.astype(np.float32, copy=False)
+    try:
+        found = found.astype(np.float32, copy=False)
+    except OverflowError as e:
+        raise ValueError(str(e)) from e
+    return found if all(s >= 0 for s in found.strides) else found.copy()  # MLX takes no array that runs backwards
 
 
 def view(array: mx.array) -> FloatArray:

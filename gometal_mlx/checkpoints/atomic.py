@@ -18,7 +18,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises: CheckpointError naming the path where the system refuses (no folder, no permission, disk full).
     """
     path = Path(os.path.realpath(path))  # a link stays a link; its target is replaced
-    temporary = path.with_name(f".{path.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(6)}.tmp")
+    if os.path.lexists(path) and not path.is_file():
+        raise CheckpointError(f"{path}: cannot be written: it is a folder or device, and would be replaced by a file")
+    temporary = path.with_name(f".{os.fsencode(path.name)[:100].decode(errors='ignore')}.{secrets.token_hex(6)}.tmp")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as e:

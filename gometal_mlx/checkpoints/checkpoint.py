@@ -14,11 +14,11 @@ import mlx.core as mx
 import numpy as np
 
 from .._types import FloatArray, Shape, fits_float32, view
-from ..errors import CheckpointError, SpecError
-from ..layers import Model, ModelSpec
+from ..errors import CheckpointError, SpecError, shown
+from ..layers import LayerSpec, Model, ModelSpec
 from ..layers.base import STATISTICS
 from .go_time import go_time
-from .values import check_extras, check_finite
+from .values import MAX_RANK, check_extras, check_finite, is_text
 
 ZERO_TIME = "0001-01-01T00:00:00Z"  # Go's zero time; every file of go-metal's CheckpointManager carries it
 EXTRAS_VERSION = 1
@@ -159,15 +159,17 @@ class Checkpoint:
             if not isinstance(t.data, np.ndarray) or t.data.dtype != np.float32:
                 kind = getattr(t.data, "dtype", type(t.data).__name__)
                 raise CheckpointError(f"{where}: data must be a float32 array, got {kind}")
+            if not isinstance(t.name, str) or not is_text(t.name) or len(t.shape) > MAX_RANK:
+                told = f"a name of text and a shape of at most {MAX_RANK} dimensions needed"
+                raise CheckpointError(f"{where}: {told}, got {shown(t.name)}, {tuple(t.shape)}")
             if t.data.size != elements(t.shape) and not (t.data.size == 0 and "data" in t.nulls):
                 raise CheckpointError(
                     f"{where}: shape {tuple(t.shape)} needs {elements(t.shape)} numbers, data has {t.data.size}"
                 )
             check_finite(t.data, where)
         check_extras(self.extras)
-        for name in ("learning_rate", "best_loss", "best_accuracy"):
-            if not fits_float32(value := getattr(self.training_state, name)):
-                raise CheckpointError(f"training_state.{name}: a finite float32 is needed, got {value}")
+        _check_state(self.training_state)
+        _check_texts(self.metadata)
 
     def __repr__(self) -> str:
         state = self.training_state
@@ -175,6 +177,27 @@ class Checkpoint:
         count = sum(w.data.size for w in self.weights)
         weights = f"{len(self.weights)} weights, {count:,} numbers"
         return f"Checkpoint({weights}, {optimizer}, epoch {state.epoch}, step {state.step})"
+
+
+def _check_state(state: TrainingState) -> None:
+    for name in ("epoch", "step", "total_steps"):
+        value = getattr(state, name)
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or not -(2**63) <= value < 2**63:
+            raise CheckpointError(f"training_state.{name}: an int of 64 bits is needed, got {shown(value)}")
+    for name in ("learning_rate", "best_loss", "best_accuracy"):
+        value = getattr(state, name)
+        if not isinstance(value, int | float | np.number) or not fits_float32(value):
+            raise CheckpointError(f"training_state.{name}: a finite float32 is needed, got {shown(value)}")
+
+
+def _check_texts(metadata: CheckpointMetadata) -> None:
+    if not isinstance(metadata.tags, list | tuple):
+        raise CheckpointError(f"metadata.tags: a list of texts is needed, got {shown(metadata.tags)}")
+    texts = {n: getattr(metadata, n) for n in ("version", "framework", "created_at", "description")}
+    for name, value in [*texts.items(), *((f"tags[{i}]", tag) for i, tag in enumerate(metadata.tags))]:
+        if not isinstance(value, str) or not is_text(value):
+            raise CheckpointError(f"metadata.{name}: a text is needed, got {shown(value)}")
 
 
 def elements(shape: Sequence[int]) -> int:
@@ -198,13 +221,24 @@ def extract_weights(model: Model, *, copy: bool = True) -> list[WeightTensor]:
     ]
 
 
-def with_statistics(spec: ModelSpec, weights: Iterable[WeightTensor]) -> ModelSpec:
-    """The spec with the weights' running statistics in its layers, too: go-metal runs a model with those alone."""
+def with_statistics(spec: ModelSpec, weights: Iterable[WeightTensor], *, add: bool = True) -> ModelSpec:
+    """The spec with the weights' running statistics in its layers, too: go-metal runs a model with those alone.
+
+    Args:
+        add: False brings up to date those that a layer has already, and gives it no others.
+    """
     found: dict[str, dict[str, FloatArray]] = {}
     for w in weights:
         if w.type in STATISTICS:
             found.setdefault(w.layer, {})[w.type] = w.data
-    return replace(spec, layers=tuple(replace(s, running_statistics=found.get(s.name, {})) for s in spec.layers))
+    if not found:
+        return spec
+
+    def statistics(s: LayerSpec) -> dict[str, FloatArray]:
+        new = found.get(s.name, {})
+        return {**s.running_statistics, **(new if add else {k: v for k, v in new.items() if k in s.running_statistics})}
+
+    return replace(spec, layers=tuple(replace(s, running_statistics=statistics(s)) for s in spec.layers))
 
 
 def load_weights(model: Model, weights: Iterable[WeightTensor]) -> list[str]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -68,7 +69,9 @@ class CheckpointFolder:
         self._unlock: weakref.finalize[..., CheckpointFolder] | None = (
             None  # closes the lock file, at the latest at exit
         )
-        self.entries: list[Entry] = self._read() if self.path.is_dir() else []
+        self.unread: list[str] = []  # what was wrong with a manifest, and with files that should have been in it
+        self.entries: list[Entry] = []
+        self.refresh()
 
     # ------------------------------------------------------------------------------------------------------ writing
 
@@ -123,8 +126,9 @@ class CheckpointFolder:
             self._write([*self.entries, entry])
             with replacing(self.path / entry.name) as temporary:
                 written.replace(temporary)
-        self.entries = [*(e for e in self.entries if e.name != entry.name), entry]
-        self._write(self.entries)
+        entries = [*(e for e in self.entries if e.name != entry.name), entry]
+        self._write(entries)
+        self.entries = entries
 
     def retain(self, kept: Callable[[list[Entry]], list[Entry]]) -> None:
         """Delete the files that are not among the kept ones; one that is gone already is no error.
@@ -140,8 +144,9 @@ class CheckpointFolder:
                     stuck.append(entry)
                     warnings.warn(f"{self.path / entry.name}: cannot be deleted: {e.strerror or e}", stacklevel=2)
         if len(keep) + len(stuck) < len(self.entries):
-            self.entries = [e for e in self.entries if e in keep or e in stuck]
-            self._write(self.entries)
+            entries = [e for e in self.entries if e in keep or e in stuck]
+            self._write(entries)
+            self.entries = entries
 
     def _write(self, entries: list[Entry]) -> None:
         text = json.dumps({"version": MANIFEST_VERSION, "files": [asdict(e) for e in entries]}, indent=1)
@@ -149,6 +154,11 @@ class CheckpointFolder:
             temporary.write_text(text + "\n")
 
     # ------------------------------------------------------------------------------------------------------ reading
+
+    def refresh(self) -> None:
+        """Read again what is there; whoever holds the lock knows."""
+        if self._unlock is None and os.path.isdir(self.path):
+            self.entries = self._read()
 
     def newest_first(self) -> list[Entry]:
         """All entries, the latest training step first; of the same step the one written last."""
@@ -189,12 +199,14 @@ class CheckpointFolder:
 
     def _read(self) -> list[Entry]:
         path = self.path / MANIFEST
+        self.unread = []
         try:
             return self._settled(list(_entries(json.loads(path.read_text()))))
         except FileNotFoundError:
             return self._rebuilt()
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             warnings.warn(f"{path}: unusable ({e}); the folder is read instead", stacklevel=4)
+            self.unread.append(f"{path}: unusable ({e})")
             return self._rebuilt()
 
     def _settled(self, entries: list[Entry]) -> list[Entry]:
@@ -224,12 +236,15 @@ class CheckpointFolder:
                 state, metric = checkpoint.training_state, checkpoint.extras.get("monitored")
                 metric = float(metric) if isinstance(metric, int | float) else None
                 entry = Entry(path.name, kind, state.epoch, state.step, checksum(path), path.stat().st_size, metric)
-            except (GoMetalError, OSError):
+            except (GoMetalError, OSError) as e:
+                self.unread.append(str(e))
                 continue
             found.append(entry)
         return sorted(found, key=lambda e: (e.epoch, e.step))
 
     def _kind(self, name: str) -> str | None:
+        if name == MANIFEST:
+            return None
         stem = next((name.removesuffix(s) for f in FORMATS.values() for s in f.suffixes if name.endswith(s)), None)
         if stem is None:
             return None
@@ -237,6 +252,10 @@ class CheckpointFolder:
             return "periodic"
         known = next((k for k in ("best", "rescue") if stem.startswith(f"{k}_checkpoint")), None)
         return known or ("periodic" if self.pattern == ANY and not stem.startswith(".") else None)
+
+
+def _is_a_float(value: Any) -> bool:
+    return isinstance(value, int | float) and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _known(checksum: Any) -> bool:
@@ -251,7 +270,9 @@ def _entries(value: Any) -> Iterator[Entry]:
             item["checksum"] = f"sha256:{item.pop('sha256')}"
         entry = Entry(**item)
         plain = entry.name == Path(entry.name).name and entry.name not in ("", ".", "..", MANIFEST, LOCK)
+        plain = plain and entry.name.isprintable()
         counts = all(isinstance(v, int) and v >= 0 for v in (entry.epoch, entry.step, entry.size))
+        counts = counts and (entry.metric is None or _is_a_float(entry.metric))
         if not plain or not counts or entry.kind not in KINDS or not _known(entry.checksum):
             raise ValueError(f"{shown(item, 100)} is no entry")
         yield entry

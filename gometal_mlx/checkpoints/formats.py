@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from .checkpoint import Checkpoint, CheckpointFormat
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
@@ -52,6 +53,8 @@ FORMATS = {
 
 def format_of(path: str | os.PathLike[str]) -> CheckpointFormat:
     """The format a file name's suffix stands for; CheckpointError for any other suffix."""
+    if not isinstance(path, str | os.PathLike):
+        raise CheckpointError(f"a file's path is needed, got {shown(path)}")
     name = Path(path).name.lower()
     for kind, row in FORMATS.items():
         if name.endswith(row.suffixes):
@@ -101,15 +104,16 @@ class CheckpointSaver:
     def load_checkpoint(self, path: str | os.PathLike[str], **options: Any) -> Checkpoint:
         """Read a checkpoint; see ``load``."""
         file = Path(path)
-        if not file.exists():
-            raise CheckpointError(f"{path}: no such file")
-        if not file.is_file():
-            raise CheckpointError(f"{path}: a file is needed, this is a folder or device")
-        if file.stat().st_size == 0:
-            raise CheckpointError(f"{path}: the file is empty (0 bytes), as an interrupted writer leaves it")
         try:
+            about = file.stat()
+            if not stat.S_ISREG(about.st_mode):
+                raise CheckpointError(f"{path}: a file is needed, this is a folder or device")
+            if about.st_size == 0:
+                raise CheckpointError(f"{path}: the file is empty (0 bytes), as an interrupted writer leaves it")
             with file.open("rb") as f:
                 found = sniff(f.read(16))
+        except FileNotFoundError as e:
+            raise CheckpointError(f"{path}: no such file") from e
         except OSError as e:
             raise CheckpointError(f"{path}: cannot be read: {e.strerror or e}") from e
         if found is not None and found != self.format:

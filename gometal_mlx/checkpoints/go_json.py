@@ -29,7 +29,7 @@ PRINT_CHUNK = 1 << 14  # numbers printed at a time: their text stays in the proc
 BLOCK = 1 << 20  # bytes read and parsed at a time
 LONG_ARRAY = 256  # bytes from which an array of numbers is worth a parser of its own
 KEPT_TEXT = 1 << 16  # bytes up to which a long array's text is kept, in case it is no tensor
-MAX_DEPTH = 64  # levels of nesting; a checkpoint has about ten
+MAX_DEPTH = 128  # levels of nesting; a checkpoint has about ten, and what a user adds up to values.MAX_DEPTH
 MAX_STRUCTURE = 1 << 26  # bytes of everything but long arrays; a checkpoint has a few thousand
 
 # ---------------------------------------------------------------------------------------------------------- printing

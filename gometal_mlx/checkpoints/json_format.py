@@ -20,7 +20,15 @@ import numpy as np
 from ..errors import CheckpointError, naming
 from ..layers import LayerSpec, ModelSpec
 from .atomic import replacing
-from .checkpoint import EXTRAS_VERSION, ZERO_TIME, Checkpoint, CheckpointMetadata, OptimizerTensor, WeightTensor
+from .checkpoint import (
+    EXTRAS_VERSION,
+    ZERO_TIME,
+    Checkpoint,
+    CheckpointMetadata,
+    OptimizerTensor,
+    WeightTensor,
+    with_statistics,
+)
 from .checksum import ChecksummedFile
 from .go_json import decode, encode
 from .go_time import go_time
@@ -45,7 +53,7 @@ def save(checkpoint: Checkpoint, path: Path, *, extras: bool = True) -> str:
         tree = to_tree(checkpoint, extras=extras)
         with replacing(path) as temporary, ChecksummedFile(temporary) as raw:
             with io.BufferedWriter(raw, _BUFFER) as buffered:
-                if path.suffix == ".gz":
+                if path.suffix.lower() == ".gz":
                     with gzip.GzipFile(fileobj=buffered, mode="wb", compresslevel=6, mtime=0, filename="") as file:
                         write(tree, file)
                 else:
@@ -66,7 +74,7 @@ def to_tree(c: Checkpoint, *, extras: bool = True, data: bool = True) -> dict[st
         data: False leaves the arrays' numbers out (safetensors and ONNX hold them elsewhere).
     """
     tree: dict[str, Any] = {
-        "model_spec": _spec_tree(c.model_spec),
+        "model_spec": _spec_tree(with_statistics(c.model_spec, c.weights, add=False)),
         "weights": [_weight_tree(w, data) for w in c.weights] or _empty(c, "weights", default=None),
         "training_state": {
             "epoch": int(c.training_state.epoch),

@@ -30,7 +30,7 @@ from .checkpoint import (
 )
 from .go_json import Number, Numbers, Object
 from .go_time import go_time
-from .values import ARRAY_MARK, EXTRAS_KEY
+from .values import ARRAY_MARK, EXTRAS_KEY, MAX_RANK
 
 
 def from_value(value: Any, where: str, arrays: Callable[[str, str], FloatArray] | None = None) -> Checkpoint:
@@ -45,7 +45,6 @@ def from_value(value: Any, where: str, arrays: Callable[[str, str], FloatArray] 
 
 Decode = Callable[[Any, str], Any]
 
-MAX_RANK = 32  # dimensions of a tensor; numpy takes 64, go-metal's engine 4
 MAX_FEATURES = 2**20  # channels of a file for which missing statistics are made up
 STRUCTS = ("training_state", "metadata")  # what Go holds by value: null leaves it as it is
 

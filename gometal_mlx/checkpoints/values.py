@@ -12,6 +12,7 @@ from ..errors import CheckpointError, shown
 
 ARRAY_MARK = "float32"  # key of an array among the extras: its shape
 EXTRAS_KEY = "gometal_mlx"  # the one top-level key that go-metal does not know, and so ignores
+MAX_RANK = 32  # dimensions of an array; numpy takes 64, go-metal's engine 4
 MAX_DEPTH = 100  # of maps and lists among the extras
 
 
@@ -43,7 +44,7 @@ def check_extras(value: Any, name: str = EXTRAS_KEY, depth: int = 0) -> None:
         raise CheckpointError(f"{name}/info: a map of names is needed, got {shown(value['info'], 60)}")
     if isinstance(value, Mapping):
         for k, v in value.items():
-            if not isinstance(k, str) or not _is_text(k):
+            if not isinstance(k, str) or not is_text(k):
                 raise CheckpointError(f"{name}: the key {shown(k, 60)} is no text; JSON needs one")
             if k == ARRAY_MARK:
                 raise CheckpointError(f"{name}: the key {k!r} marks an array in the file; choose another")
@@ -59,14 +60,18 @@ def _check_extra(value: Any, name: str) -> None:
     if isinstance(value, np.ndarray):
         if value.dtype != np.float32 or not value.dtype.isnative:
             raise CheckpointError(f"{name}: an array of {value.dtype}; convert it to float32, or to a list")
+        if value.ndim > MAX_RANK:
+            raise CheckpointError(f"{name}: an array of {value.ndim} dimensions; at most {MAX_RANK} can be stored")
         check_finite(value, name)
+    elif isinstance(value, int | np.integer) and not -(2**63) <= value < 2**64:
+        raise CheckpointError(f"{name}: {shown(value, 40)} does not fit 64 bits")
     elif isinstance(value, str):
-        if not _is_text(value):
+        if not is_text(value):
             raise CheckpointError(f"{name}: {shown(value, 60)} is no text that UTF-8 can hold")
     elif not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating | None):
         raise CheckpointError(f"{name}: a JSON value or a float32 array is needed, got {type(value).__name__}")
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """Whether UTF-8 can hold it: half a surrogate pair it cannot."""
     return not any("\ud800" <= c <= "\udfff" for c in value)

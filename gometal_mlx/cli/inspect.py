@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoints import load
 from ..checkpoints.report import report
-from .table import size_text, table
+from .table import printable, size_text, table
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,7 +24,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report as text or JSON."""
     found = report(load(args.file, tolerant=True), file_bytes=Path(args.file).stat().st_size)
-    print(json.dumps(found, indent=2, default=lambda v: v.tolist()) if args.json else _text(args.file, found))
+    text = json.dumps(found, indent=2, default=lambda v: v.tolist()) if args.json else _text(args.file, found)
+    print(printable(text))
     return 0
 
 

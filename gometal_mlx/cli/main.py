@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from .._version import __version__
 from ..errors import GoMetalError
+from .table import printable
 
 COMMANDS = ("train", "inspect", "convert", "verify", "diff", "predict", "doctor")
 
@@ -25,15 +26,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)
-        sys.stdout.flush()
+        if sys.stdout:  # else it was closed before Python began
+            sys.stdout.flush()
     except GoMetalError as e:
-        print(f"gometal {args.command}: {e}", file=sys.stderr)
+        print(f"gometal {args.command}: {printable(str(e))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"gometal {args.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `gometal inspect f | head`
         sys.stderr.close()
+        return 1
+    except OSError as e:
+        print(f"gometal {args.command}: the output cannot be written: {e.strerror or e}", file=sys.stderr)
+        sys.stdout = None  # or Python would try again
         return 1
     return code
 

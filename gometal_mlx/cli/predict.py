@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with open(args.input, "rb") as file:
             inputs = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
+    except Exception as e:  # numpy reads the header as Python's tokens, which can fail in many ways
         raise CheckpointError(f"{args.input}: no readable .npy file: {e}") from e
     if inputs.dtype.kind not in "iubf":
         raise CheckpointError(f"{args.input}: numbers are needed, got {inputs.dtype}")

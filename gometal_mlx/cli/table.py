@@ -28,6 +28,11 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str] = (), *, inden
     return "\n".join([text(header), *rule, *map(text, cells)] if header else [text(c) for c in cells])
 
 
+def printable(text: str) -> str:
+    """The text with what would move a terminal's cursor or change its colours written out."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def size_text(size_bytes: float) -> str:
     """A size in B, KB, MB or GB (powers of 1000)."""
     for unit in ("B", "KB", "MB"):

@@ -114,7 +114,7 @@ def _data(source: str, *, images: bool, seed: int) -> tuple[ArrayDataset, ArrayD
     try:
         with zipfile.ZipFile(source) as archive:
             x, y = (np.lib.format.read_array(archive.open(f"{k}.npy"), allow_pickle=False) for k in ("x", "y"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+    except Exception as e:  # zipfile, zlib and numpy have no common error
         raise SpecError(f"--data {source}: 'digits' or an .npz file with arrays x and y needed: {e}") from e
     if x.dtype.kind not in "iubf" or y.dtype.kind not in "iu" or y.ndim != 1 or len(y) < 5:
         kinds = f"{x.dtype} {x.shape} and {y.dtype} {y.shape}"

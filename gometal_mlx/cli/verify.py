@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoints import CheckpointFormat, load
-from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder
+from ..checkpoints.folder import ANY, CheckpointFolder
 from ..checkpoints.formats import format_of
 from ..errors import CheckpointError, GoMetalError, naming
 from ..layers import Model
@@ -26,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, build, run; for ONNX compare; in a folder check every file of the manifest."""
-    if Path(args.file).is_dir():
+    if os.path.isdir(args.file):
         return _folder(Path(args.file))
     if format_of(args.file) == CheckpointFormat.ONNX and Path(args.file).is_file():
         from ..checkpoints.onnx import verify_file
@@ -50,10 +52,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _folder(path: Path) -> int:
-    folder = CheckpointFolder(path, DEFAULT_PATTERN)
-    if not folder.entries:
+    with warnings.catch_warnings(action="ignore"):  # of a damaged manifest, which counts below
+        folder = CheckpointFolder(path, ANY)
+    if not folder.entries and not folder.unread:
         raise CheckpointError(f"{path}: no checkpoint in it")
-    broken = 0
+    broken = len(folder.unread)
+    for told in folder.unread:
+        print(told)
     for entry in folder.newest_first():
         try:
             folder.check(entry)
@@ -63,5 +68,5 @@ def _folder(path: Path) -> int:
             broken += 1
             print(e)
     if broken:
-        raise CheckpointError(f"{path}: {broken} of {len(folder.entries)} files are damaged")
+        raise CheckpointError(f"{path}: {broken} of {len(folder.entries) + len(folder.unread)} files are damaged")
     return 0

@@ -126,6 +126,7 @@ class Layer:
         tuple[str, ...]
     ] = ()  # JSON keys computed from the input shape (``aliases`` may name them, too)
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    bounded: ClassVar[bool] = False  # gives numbers from -1 to 1, the small ones of few digits
     any_layout: ClassVar[bool] = False  # reads ONNX nodes whatever the order of the axes (see Match.consts)
     go_metal_limit: ClassVar[str] = ""  # what go-metal itself cannot do with a model that has this layer
 

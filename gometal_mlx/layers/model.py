@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .._types import FloatArray, Shape
+from .._types import FloatArray, Shape, floats
 from ..errors import CheckpointError, ShapeError, SpecError
 from ._layout import to_internal, to_public
 from .base import STATISTICS, Layer, Param
@@ -139,7 +139,7 @@ class Model(nn.Module):
         prepared: Mapping[str, mx.array],
     ) -> mx.array:  # fmt: skip
         if not isinstance(x, mx.array):
-            x = mx.array(np.asarray(x, np.float32))
+            x = mx.array(floats(x))
         if tuple(x.shape[1:]) != self.spec.input_shape[1:] or x.ndim != len(self.spec.input_shape):
             raise ShapeError(
                 f"Model: input must be (batch, {str(self.spec.input_shape[1:])[1:-1]}), got {tuple(x.shape)}"

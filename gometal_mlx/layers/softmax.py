@@ -27,6 +27,7 @@ class Softmax(Activation):
     """
 
     code: ClassVar[int] = 3
+    bounded: ClassVar[bool] = True
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Softmax",),)
 
     axis: int = -1

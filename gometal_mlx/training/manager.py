@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from ..checkpoints import Checkpoint, CheckpointFormat
 from ..checkpoints.checksum import checksum
 from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder, Entry
@@ -67,10 +69,17 @@ class CheckpointConfig:
     on_error: str = "raise"
 
     def __post_init__(self) -> None:
-        numbers = ("save_frequency", "max_checkpoints", "every_steps", "every_minutes", "budget", "keep_best")
-        for name in numbers:
-            if not isinstance(value := getattr(self, name), int | float | None):
-                raise SpecError(f"CheckpointConfig: {name} must be a number, got {value!r}")
+        kinds: dict[str, tuple[Any, str]] = {
+            **dict.fromkeys(("every_minutes", "budget"), (int | float | None, "a number")),
+            **dict.fromkeys(("save_frequency", "max_checkpoints", "keep_best"), (int, "an int")),
+            "every_steps": (int | None, "an int"),
+            "filename_pattern": (str, "a text"),
+            "monitor": (str | None, "a metric's name"),
+            "format": (CheckpointFormat | str, "a CheckpointFormat"),
+        }
+        for name, (kind, needed) in kinds.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise SpecError(f"CheckpointConfig: {name} must be {needed}, got {value!r}")
         names = CheckpointFormat.__members__
         if isinstance(self.format, str):
             if self.format.upper() not in names:
@@ -98,6 +107,13 @@ class CheckpointConfig:
             raise SpecError(
                 "CheckpointConfig: async_save works with JSON and SAFETENSORS; an ONNX export runs the model"
             )
+
+
+def _count(name: str, value: Any) -> int:
+    """An epoch or step that a caller gives."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise SpecError(f"CheckpointManager: {name} must be an int of at least 0, got {value!r}")
+    return int(value)
 
 
 class CheckpointManager(Callback):
@@ -139,21 +155,21 @@ class CheckpointManager(Callback):
         Returns: the file's path.
         Raises: CheckpointError naming the file if it cannot be written; older files are as they were.
         """
-        epoch = self.trainer.epoch if epoch is None else epoch
-        step = self.trainer.step if step is None else step
+        epoch = self.trainer.epoch if epoch is None else _count("epoch", epoch)
+        step = self.trainer.step if step is None else _count("step", step)
         name = self.config.filename_pattern % (epoch, step)
         return self._save(name, "periodic", epoch, step, description, {"loss": loss, "accuracy": accuracy})
 
     def save_periodic_checkpoint(self, epoch: int, step: int, loss: float, accuracy: float) -> bool:
         """Save if the epoch is a multiple of ``save_frequency``; whether it did."""
-        if self.config.save_frequency <= 0 or epoch % self.config.save_frequency:
+        if self.config.save_frequency <= 0 or _count("epoch", epoch) % self.config.save_frequency:
             return False
         self.save_checkpoint(epoch, step, loss, accuracy, f"Periodic checkpoint - Epoch {epoch}")
         return True
 
     def save_best_checkpoint(self, epoch: int, step: int, loss: float, accuracy: float) -> bool:
         """Save if this epoch is among the best ones; whether it did."""
-        return self._save_best(epoch, step, {"loss": loss, "accuracy": accuracy})
+        return self._save_best(_count("epoch", epoch), _count("step", step), {"loss": loss, "accuracy": accuracy})
 
     def load_checkpoint(self, path: str | os.PathLike[str] | None = None, *, strict: bool = False) -> RestoreReport:
         """Restore the trainer from a file; None takes the latest one that is whole.
@@ -163,7 +179,7 @@ class CheckpointManager(Callback):
         self.wait()
         if path is not None:
             return self.trainer.restore(self._load(Path(path)), strict=strict)
-        entries = [e for e in self.folder.newest_first() if not e.name.endswith(".onnx")]
+        entries = [e for e in self.list() if not e.name.endswith(".onnx")]
         return self.trainer.restore(self.folder.load_newest(entries)[1], strict=strict)
 
     def _load(self, path: Path) -> Checkpoint:
@@ -178,6 +194,7 @@ class CheckpointManager(Callback):
 
     def list(self) -> Entries:
         """All files of the folder, the latest first."""
+        self.folder.refresh()
         return self.folder.newest_first()
 
     def latest(self) -> Path | None:
@@ -186,6 +203,7 @@ class CheckpointManager(Callback):
 
     def best(self) -> Path | None:
         """The file of the best epoch that is still there; None if there is none."""
+        self.folder.refresh()
         found = self._best_first()
         return self.folder.path / found[0].name if found else None
 
@@ -257,6 +275,7 @@ class CheckpointManager(Callback):
     def _save_best(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> bool:
         if not self.config.save_best:
             return False
+        self.wait()  # the best so far may be the one that is being written
         if self.config.best_by_either:
             loss, accuracy = (float(metrics.get(f"val_{k}", metrics.get(k, math.nan))) for k in ("loss", "accuracy"))
             if not (loss < self._best_loss or accuracy > self._best_accuracy):

@@ -62,9 +62,9 @@ class RestoreReport:
 
 def _load(path: str | os.PathLike[str]) -> tuple[Path, Checkpoint]:
     """The checkpoint in a file, or the newest one that is whole in a CheckpointManager's folder."""
+    if not os.path.isdir(path):
+        return Path(path), load(path)
     file = Path(path)
-    if not file.is_dir():
-        return file, load(file)
     folder = CheckpointFolder(file, ANY)
     return folder.load_newest(e for e in folder.newest_first() if not e.name.endswith(".onnx"))
 
@@ -153,6 +153,9 @@ class ResumableTrainer(Trainer):
             raise CheckpointError(f"restore: a Checkpoint is needed, got {shown(checkpoint)}; gm.load reads one")
         if different := describe_difference(self.spec, normalise(checkpoint.model_spec, [])):
             raise CheckpointError(f"restore: the checkpoint holds another architecture: {'; '.join(different)}")
+        if checkpoint.training_state.epoch < 0:
+            told = f"at least 0 needed, got {checkpoint.training_state.epoch}"
+            raise CheckpointError(f"restore: training_state.epoch: {told}")
         model = Model(self.spec, seed=0)
         model.assign(checkpoint.weights, checkpoint.model_spec, [])
         run = RunState.from_extras(checkpoint.extras)

@@ -125,7 +125,7 @@ class RunState:
             optimizer=read.map("optimizer"),
             run_start=start,
             data=read.map("data") or None,
-            callbacks=read.records("callbacks"),
+            callbacks=read.callbacks(),
             stopping=extras.get("stopping") is True,
             unknown=tuple(unknown),
         )
@@ -154,6 +154,13 @@ class _Reader:
         found: list[Any] = self._of(name, list, [], "a list of maps")
         if not all(isinstance(r, dict) for r in found):
             raise CheckpointError(f"gometal_mlx.{name}: a list of maps needed, got {shown(found)}")
+        return found
+
+    def callbacks(self) -> list[dict[str, Any]]:
+        found = self.records("callbacks")
+        for record in found:
+            if not isinstance(record.get("class"), str) or not isinstance(record.get("state"), dict):
+                raise CheckpointError(f"gometal_mlx.callbacks: a class and its state needed, got {shown(record)}")
         return found
 
     def numbers(self, name: str, count: int, default: tuple[float, ...]) -> tuple[float, ...]:

@@ -1,9 +1,12 @@
 """Each subcommand doing its work."""
 
+import dataclasses
 import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import gometal_mlx as gm
 from gometal_mlx import Predictor
 from gometal_mlx.cli import train
 from gometal_mlx.cli.table import size_text, table
-from gometal_mlx.training.callbacks import Callback, Event
+from gometal_mlx.training import Callback, CheckpointConfig, CheckpointManager, Event
 
 SUFFIXES = (".json", ".json.gz", ".safetensors", ".onnx")
 
@@ -351,3 +354,61 @@ def test_table_of_nothing() -> None:
 )
 def test_size_text(size: float, text: str) -> None:
     assert size_text(size) == text
+
+
+@pytest.mark.parametrize("manifest", ["missing", "damaged"])
+def test_verify_finds_damaged_files_without_a_manifest(run: Any, tmp_path: Path, manifest: str) -> None:
+    trainer = gm.ModelTrainer(gm.ModelBuilder((1, 4)).add_dense(2).compile(), gm.TrainerConfig(seed=0))
+    config = CheckpointConfig(tmp_path, save_frequency=1, filename_pattern="run_%d_%d")
+    with CheckpointManager(trainer, config) as manager:
+        trainer.fit((np.eye(4, dtype=np.float32), [0, 1, 0, 1]), 3, checkpoints=manager)
+    assert run("verify", tmp_path).code == 0
+    newest = tmp_path / "run_3_3.json"
+    newest.write_bytes(newest.read_bytes()[:-99])
+    if manifest == "missing":
+        (tmp_path / "manifest.json").unlink()
+    else:
+        (tmp_path / "manifest.json").write_text("{")
+    result = run("verify", tmp_path)
+    assert result.code == 1
+    assert "run_3_3.json: broken JSON" in result.out
+    assert "run_2_2.json: ok; periodic, epoch 2" in result.out
+    assert ("manifest.json: unusable" in result.out) == (manifest == "damaged")
+    assert "files are damaged" in result.err
+
+
+def test_predict_does_not_put_a_file_in_place_of_a_pipe(run: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 3), np.float32))
+    os.mkfifo(tmp_path / "pipe")
+    result = run("predict", files[".json"], tmp_path / "x.npy", "--out", tmp_path / "pipe")
+    assert result.code == 1
+    assert "pipe: cannot be written: it is a folder or device" in result.err
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("text", [b"", b"\x93NUMPY\x01\x00\x06\x00{'a'(\n", b"\x93NUMPY\x01\x00\x76\x00" + b"(" * 118])
+def test_predict_reads_no_damaged_array(run: Any, files: dict[str, Path], tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "x.npy").write_bytes(text)
+    result = run("predict", files[".json"], tmp_path / "x.npy")
+    assert result.code == 1
+    assert "x.npy: no readable .npy file" in result.err
+
+
+def test_texts_of_a_file_cannot_command_a_terminal(run: Any, checkpoint: gm.Checkpoint, tmp_path: Path) -> None:
+    evil = dataclasses.replace(checkpoint, metadata=gm.checkpoints.CheckpointMetadata(description="\x1b[2Jgone\x07"))
+    evil.extras = {**checkpoint.extras, "info": {"\x1b[31m": "\x9b1m"}}
+    gm.save(evil, tmp_path / "evil.json")
+    gm.save(checkpoint, tmp_path / "plain.json")
+    for arguments in (["inspect", tmp_path / "evil.json"], ["diff", tmp_path / "evil.json", tmp_path / "plain.json"]):
+        result = run(*arguments)
+        assert "gone" in result.out
+        assert all(c.isprintable() or c == "\n" for c in result.out)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_that_cannot_be_written(files: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "gometal_mlx.cli.main", "inspect", str(files[".json"])]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    told = "gometal inspect: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, told)

@@ -15,7 +15,7 @@ from ..._types import FloatArray
 from ...errors import CheckpointError, GoMetalError, ShapeError, SpecError, UnsupportedError, naming
 from ...layers import Model, ModelSpec
 from .. import json_reader
-from ..checkpoint import Checkpoint, CheckpointMetadata, TrainingState
+from ..checkpoint import Checkpoint, CheckpointMetadata, TrainingState, with_statistics
 from ..go_json import decode
 from ..values import ARRAY_MARK, check_extras, check_finite
 from .graph import Graph, array_of, check_texts, take_in
@@ -62,6 +62,7 @@ def _checked(
     if external_data:
         take_in(proto, path.parent)
     checkpoint, ends = _read(proto, where, finite=finite)
+    checkpoint.model_spec = with_statistics(checkpoint.model_spec, checkpoint.weights)
     if proto.producer_name == GOMETAL:
         checkpoint.notes.append("not compared with onnxruntime: go-metal's ONNX files are not valid there")
     elif check and finite:

@@ -18,6 +18,7 @@ from ...errors import CheckpointError
 from ...layers import Model
 
 TOLERANCE = 1e-5  # relative to the largest output; float32 sums in another order differ by about 1e-6
+LEAST = 0.1  # output of a Sigmoid or the like, at which it is judged: onnxruntime computes them to 1e-7, whatever it is
 BATCH_SIZES = (1, 7)
 EDGES = 8  # rows of edge_cases
 MAX_NUMBERS = 2**25  # in one activation
@@ -32,6 +33,7 @@ class VerifyReport:
         largest_difference, largest_output: absolute, of the batch where their ratio is largest.
         tolerance: allowed ratio of the two.
         edge_rows: rows of the last batch, which is not random; see ``edge_cases``.
+        least: smaller outputs are judged as if they were so large.
     """
 
     batch_sizes: tuple[int, ...]
@@ -39,11 +41,12 @@ class VerifyReport:
     largest_output: float
     tolerance: float
     edge_rows: int = 0
+    least: float = 0.0
 
     @property
     def relative_difference(self) -> float:
-        """largest_difference / largest_output (the difference itself where all outputs are 0)."""
-        return self.largest_difference / (self.largest_output or 1.0)
+        """largest_difference / max(largest_output, least) (the difference itself where all outputs are 0)."""
+        return self.largest_difference / (max(self.largest_output, self.least) or 1.0)
 
     @property
     def ok(self) -> bool:
@@ -134,7 +137,8 @@ def compare(
             with np.errstate(invalid="ignore", over="ignore"):
                 difference = float(np.max([np.abs(ours - theirs).max() for ours, theirs in pairs]))  # keeps NaN
             size = max(float(np.abs(ours).max()) for ours, _ in pairs)
-            reports.append(VerifyReport(tuple(batch_sizes), difference, size, tolerance, min(len(edges), EDGES)))
+            figures = (tuple(batch_sizes), difference, size, tolerance, min(len(edges), EDGES))
+            reports.append(VerifyReport(*figures, LEAST if model.layers[-1].bounded else 0.0))
     finally:
         model.train(was_training)
     return max(reports, key=lambda r: math.inf if math.isnan(r.relative_difference) else r.relative_difference)
@@ -171,7 +175,10 @@ def verify_file(path: Path, *, tolerance: float = TOLERANCE) -> VerifyReport:
     """
     from .reader import load  # reader imports this module
 
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read: {e.strerror or e}") from e
     check_proto(data, str(path))
     report = compare(data, Model.from_checkpoint(load(path, check=False)), tolerance=tolerance, where=str(path))
     report.raise_if_different(str(path))

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import io
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -117,6 +118,7 @@ def write_external(export: Export, path: Path, model: Model | None, tolerance: f
 
     The weights are durable before the graph that names them appears, so that an interruption leaves the old pair.
     """
+    path = Path(os.path.realpath(path))  # of a link the target is replaced, and the weights belong beside that
     content = hashlib.sha256()
     for array in export.arrays:
         content.update(data(array))
@@ -130,7 +132,10 @@ def write_external(export: Export, path: Path, model: Model | None, tolerance: f
         with replacing(weights) as temporary, ChecksummedFile(temporary) as file:
             for array in export.arrays:
                 file.write(data(array))
-        trial.write_bytes(b"".join(export.external_chunks(name)))
+        try:
+            trial.write_bytes(b"".join(export.external_chunks(name)))
+        except OSError as e:
+            raise CheckpointError(f"{path}: cannot be written: {e.strerror or e}; the file is as it was") from e
         report = _proven(trial, path, model, tolerance)
         weights.replace(path.parent / name)
         with replacing(path) as temporary:
