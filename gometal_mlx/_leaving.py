@@ -17,19 +17,22 @@ PAUSE = 0.05  # where nobody tells which threads there are
 TASKS = "/proc/self/task"
 MANY = 1000
 
+_here = threading.local()
 _computed: set[int] = set()  # the system's numbers of threads, the main one's left out
 
 
 def remember_thread() -> None:
     """Say that this thread computes with functions that were compiled."""
-    own = threading.get_native_id()
-    if own in _computed or threading.current_thread() is threading.main_thread():
+    if getattr(_here, "known", False):
+        return
+    _here.known = True
+    if threading.current_thread() is threading.main_thread():
         return
     if not _computed:
         atexit.register(_wait)
     if len(_computed) >= MANY and os.path.isdir(TASKS):  # a server may have one for each request
         _computed.intersection_update(map(int, os.listdir(TASKS)))
-    _computed.add(own)
+    _computed.add(threading.get_native_id())
 
 
 def _wait() -> None:

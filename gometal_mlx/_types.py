@@ -35,6 +35,8 @@ def floats(values: npt.ArrayLike) -> FloatArray:
     Raises: TypeError for text, dates and complex numbers, of which numpy would make numbers in silence; TypeError and
         ValueError for what it cannot convert.
     """
+    if type(values) is np.ndarray and values.dtype == np.float32 and values.flags.c_contiguous:
+        return values
     found = np.asarray(values)
     if found.dtype.kind in "USMmc":
         raise TypeError(f"{found.dtype} is no real number")

@@ -100,6 +100,7 @@ def test_threads_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) ->
         thread.start()
         thread.join()
     assert 1 <= len(_leaving._computed) <= 6
+    monkeypatch.setattr(_leaving, "_here", threading.local())
     _leaving.remember_thread()  # the main one ends with Python
     assert threading.get_native_id() not in _leaving._computed
 
