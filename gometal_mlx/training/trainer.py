@@ -245,8 +245,10 @@ class Trainer:
             try:
                 result = self._train(x, y, last=loader.batch == len(loader))
             except TrainingError as e:
-                at, loader.batch = loader.batch, max(loader.batch - e.undone, 0)  # what was undone is to be done again
-                raise TrainingError(f"epoch {self.epoch + 1}, batch {at}: {e}", e.undone) from e
+                at, before = loader.batch, e.undone - loader.batch
+                loader.batch = max(-before, 0)  # what was undone is to be done again
+                more = f"; the last {before} of the epoch before will not be done again" if before > 0 else ""
+                raise TrainingError(f"epoch {self.epoch + 1}, batch {at}: {e}{more}", e.undone) from e
             except BaseException:
                 loader.batch -= 1
                 raise

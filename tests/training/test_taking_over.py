@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from training_support import arrays, blobs, mlp, noisy
 
-from gometal_mlx.errors import CheckpointError, SpecError
+from gometal_mlx.errors import CheckpointError, SpecError, TrainingError
 from gometal_mlx.layers import Model
 from gometal_mlx.training import (
     Callback,
@@ -197,6 +197,24 @@ def test_the_loss_scale_is_that_of_the_precision() -> None:
     again = trainer(use_mixed_precision=True)
     again.restore(scaled.checkpoint())
     assert again._step.loss_scale == 1024
+
+
+# ---------------------------------------------------------------------------------------------------- divergence
+
+
+def test_what_is_undone_beyond_the_epochs_beginning_is_told() -> None:
+    class Ruin(Callback):
+        def on_step_end(self, event: Event) -> None:
+            if event.trainer.step == 9:
+                event.trainer.learning_rate = 1e38  # for the epoch's last step
+
+    run = trainer(optimizer_type="SGD", learning_rate=0.1)
+    told = r"epoch 2, batch 1: .* last was finite; .*; the last 1 of the epoch before will not be done again"
+    with pytest.raises(TrainingError, match=told):
+        run.fit((X, Y), 2, callbacks=[Ruin()])
+    assert (run.epoch, run.step) == (1, 9)
+    run.learning_rate = 0.1
+    run.fit((X, Y), 1)
 
 
 # ------------------------------------------------------------------------------------------------- frozen layers
