@@ -37,6 +37,8 @@ def floats(values: npt.ArrayLike) -> FloatArray:
     """
     if type(values) is np.ndarray and values.dtype == np.float32 and values.flags.c_contiguous:
         return values
+    if isinstance(values, mx.array) and values.dtype == mx.bfloat16:
+        values = values.astype(mx.float32)  # numpy has no bfloat16
     found = np.asarray(values)
     if found.dtype.kind in "USMmc":
         raise TypeError(f"{found.dtype} is no real number")

@@ -117,8 +117,8 @@ class TrainerConfig:
         class_weights: one weight > 0 for each class, used in training only.
         gradient_clip_norm, gradient_clip_value: limits of the gradient's global norm, of each of its elements; > 0.
         accumulation_steps: batches that share one update, which takes the mean over all their rows.
-        frozen_layers: names of layers whose weights stay as they are; a BatchNorm's statistics follow the batches all the
-            same, as in PyTorch.
+        frozen_layers: names of layers whose weights stay as they are; a BatchNorm's statistics follow the batches all
+            the same, as in PyTorch.
         use_mixed_precision: compute in ``precision`` from float32 weights.
         precision: float16 (with loss scaling) or bfloat16.
         initial_loss_scale, loss_scale_growth_factor, loss_scale_backoff_factor, loss_scale_growth_interval: float16;

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from training_support import blobs, mlp
@@ -93,7 +94,14 @@ def test_numbers_of_any_kind_are_taken() -> None:
     """Python's own among objects, too, as data frames have them."""
     x = np.arange(12).reshape(2, 6)
     wanted = trainer().predict(x.astype(np.float32))
-    for given in (x, x.tolist(), x.astype(object), x.astype(np.float16), np.asfortranarray(x)):
+    for given in (
+        x,
+        x.tolist(),
+        x.astype(object),
+        x.astype(np.float16),
+        np.asfortranarray(x),
+        mx.array(x).astype(mx.bfloat16),
+    ):
         assert np.array_equal(trainer().predict(given), wanted)
     assert np.array_equal(
         trainer().train_batch(x, [0, 1]).loss, trainer().train_batch(x, np.array([0, 1], object)).loss
