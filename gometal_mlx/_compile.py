@@ -85,7 +85,8 @@ def _own_options() -> Iterator[None]:
         return
     with _lock:
         if not _inside:
-            tempfile.gettempdir()  # which another thread may ask for meanwhile, and remembers for ever
+            with contextlib.suppress(OSError):  # there may be none
+                tempfile.gettempdir()  # which another thread may ask for meanwhile, and remembers for ever
             ours = {"TMPDIR": kernel_folder(), "PATH": f"{SCRIPT}{os.pathsep}{os.environ['PATH']}"}
             _before.update({name: os.environ.get(name) for name in ours})
             os.environ.update(ours)
@@ -98,7 +99,7 @@ def _own_options() -> Iterator[None]:
             if not _inside:
                 for name, value in _before.items():
                     if value is None:
-                        del os.environ[name]
+                        os.environ.pop(name, None)
                     else:
                         os.environ[name] = value
 
@@ -110,6 +111,8 @@ def kernel_folder() -> str:
     user's own, it is ``$TMPDIR`` itself, and MLX says what is wrong with that.
     """
     usual = temporary_folder()
+    if not os.path.isabs(usual):
+        return usual  # MLX says what it thinks of that
     folder = os.path.join(usual, f"gometal_mlx-{os.geteuid()}-{_key(os.path.realpath(shutil.which('g++') or ''))}")
     try:
         with contextlib.suppress(FileExistsError):

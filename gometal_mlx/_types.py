@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import MutableMapping
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +12,7 @@ import numpy.typing as npt
 
 FLOAT32_LIMIT = 2.0**128 - 2.0**103  # from here on numbers round to infinity
 
+REAL = (Real, Decimal, np.bool_)  # among objects; numpy's integers and floats are Real
 Shape = tuple[int, ...]
 Params = MutableMapping[str, mx.array]
 FloatArray = npt.NDArray[np.float32]
@@ -40,8 +43,12 @@ def floats(values: npt.ArrayLike) -> FloatArray:
     if isinstance(values, mx.array) and values.dtype == mx.bfloat16:
         values = values.astype(mx.float32)  # numpy has no bfloat16
     found = np.asarray(values)
-    if found.dtype.kind in "USMmc":
+    if found.dtype.kind in "USMmc" or found.dtype.names:
         raise TypeError(f"{found.dtype} is no real number")
+    if found.dtype.kind == "O":
+        odd = next((v for v in found.flat if not isinstance(v, REAL)), 0.0)
+        if not isinstance(odd, REAL):
+            raise TypeError(f"{type(odd).__name__} is no real number")
     try:
         found = found.astype(np.float32, copy=False)
     except OverflowError as e:

@@ -71,6 +71,7 @@ class CheckpointFolder:
         )
         self.unread: list[str] = []  # what was wrong with a manifest, and with files that should have been in it
         self.entries: list[Entry] = []
+        self._seen: list[int] = []  # when the folder and its manifest were changed last
         self.refresh()
 
     # ------------------------------------------------------------------------------------------------------ writing
@@ -156,9 +157,12 @@ class CheckpointFolder:
     # ------------------------------------------------------------------------------------------------------ reading
 
     def refresh(self) -> None:
-        """Read again what is there; whoever holds the lock knows."""
-        if self._unlock is None and os.path.isdir(self.path):
-            self.entries = self._read()
+        """Read again what is there, if that has changed; whoever holds the lock knows."""
+        if self._unlock is not None or not os.path.isdir(self.path):
+            return
+        seen = [os.stat(p).st_mtime_ns for p in (self.path, self.path / MANIFEST) if os.path.exists(p)]
+        if seen != self._seen:
+            self.entries, self._seen = self._read(), seen
 
     def newest_first(self) -> list[Entry]:
         """All entries, the latest training step first; of the same step the one written last."""
@@ -237,7 +241,8 @@ class CheckpointFolder:
                 metric = float(metric) if isinstance(metric, int | float) else None
                 entry = Entry(path.name, kind, state.epoch, state.step, checksum(path), path.stat().st_size, metric)
             except (GoMetalError, OSError) as e:
-                self.unread.append(str(e))
+                if kind != "periodic" or len(re.findall(r"\d+", path.name)) > 1:  # else it may be somebody else's
+                    self.unread.append(str(e))
                 continue
             found.append(entry)
         return sorted(found, key=lambda e: (e.epoch, e.step))
@@ -270,7 +275,7 @@ def _entries(value: Any) -> Iterator[Entry]:
             item["checksum"] = f"sha256:{item.pop('sha256')}"
         entry = Entry(**item)
         plain = entry.name == Path(entry.name).name and entry.name not in ("", ".", "..", MANIFEST, LOCK)
-        plain = plain and entry.name.isprintable()
+        plain = plain and not re.search("[\0-\x1f\x7f\ud800-\udfff]", entry.name)
         counts = all(isinstance(v, int) and v >= 0 for v in (entry.epoch, entry.step, entry.size))
         counts = counts and (entry.metric is None or _is_a_float(entry.metric))
         if not plain or not counts or entry.kind not in KINDS or not _known(entry.checksum):

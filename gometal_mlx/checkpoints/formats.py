@@ -114,8 +114,8 @@ class CheckpointSaver:
                 found = sniff(f.read(16))
         except FileNotFoundError as e:
             raise CheckpointError(f"{path}: no such file") from e
-        except OSError as e:
-            raise CheckpointError(f"{path}: cannot be read: {e.strerror or e}") from e
+        except (OSError, ValueError) as e:  # a name that no file can have
+            raise CheckpointError(f"{path!s}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
         if found is not None and found != self.format:
             raise CheckpointError(
                 f"{path}: expected {self.format}, but the content looks like {found}; rename the file"

@@ -12,6 +12,7 @@ from ..errors import CheckpointError, shown
 
 ARRAY_MARK = "float32"  # key of an array among the extras: its shape
 EXTRAS_KEY = "gometal_mlx"  # the one top-level key that go-metal does not know, and so ignores
+LARGEST_INT = 2**1000  # readers refuse numbers of more digits; a random generator's state has 128 bits
 MAX_RANK = 32  # dimensions of an array; numpy takes 64, go-metal's engine 4
 MAX_DEPTH = 100  # of maps and lists among the extras
 
@@ -63,8 +64,8 @@ def _check_extra(value: Any, name: str) -> None:
         if value.ndim > MAX_RANK:
             raise CheckpointError(f"{name}: an array of {value.ndim} dimensions; at most {MAX_RANK} can be stored")
         check_finite(value, name)
-    elif isinstance(value, int | np.integer) and not -(2**63) <= value < 2**64:
-        raise CheckpointError(f"{name}: {shown(value, 40)} does not fit 64 bits")
+    elif isinstance(value, int) and abs(value) >= LARGEST_INT:
+        raise CheckpointError(f"{name}: an int of {value.bit_length()} bits; at most {LARGEST_INT.bit_length() - 1}")
     elif isinstance(value, str):
         if not is_text(value):
             raise CheckpointError(f"{name}: {shown(value, 60)} is no text that UTF-8 can hold")

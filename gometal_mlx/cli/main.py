@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as e:
-        print(f"gometal {args.command}: the output cannot be written: {e.strerror or e}", file=sys.stderr)
+        told = f"{e.filename}: " if e.filename else "the output cannot be written: "
+        print(printable(f"gometal {args.command}: {told}{e.strerror or e}"), file=sys.stderr)
         sys.stdout = None  # or Python would try again
         return 1
     return code

@@ -17,7 +17,6 @@ from ..layers._prepared import Prepared
 from ..training.config import LossFunction
 from ..training.losses import LOSSES
 from ..training.pieces import InPieces
-from ..training.state import RunState
 from .onnx_runtime import OnnxRuntime
 
 ENGINES = ("mlx", "onnxruntime")
@@ -51,10 +50,10 @@ class Predictor:
         self.model = Model.from_checkpoint(checkpoint)
         self.notes, self._info = checkpoint.notes, checkpoint.info
         if loss_function is None:
-            run = RunState.from_extras(checkpoint.extras)
+            stored = checkpoint.extras.get("config")
             several = len(self.spec.output_shape) == 2 and self.spec.output_shape[1] > 1
             usual = LossFunction.CrossEntropy if several else LossFunction.MeanSquaredError
-            loss_function = run.config.loss_function if run and run.config.loss_function is not None else usual
+            loss_function = stored.get("loss_function", usual) if isinstance(stored, Mapping) else usual
         code = LossFunction.of(loss_function, "Predictor.loss_function")
         self._loss = LOSSES[int(code)](self.spec.output_shape)
         self._answer: Callable[[FloatArray], FloatArray]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..checkpoints import extract_weights, load_weights
@@ -100,7 +101,7 @@ class EarlyStopping(Callback):
         self, monitor: str | None = None, patience: int = 10, min_delta: float = 1e-4, mode: str | None = None,
         restore_best: bool = True,
     ) -> None:  # fmt: skip
-        real = all(isinstance(v, int | float) for v in (patience, min_delta))
+        real = all(isinstance(v, Real) for v in (patience, min_delta))
         if not real or patience < 1 or min_delta < 0 or mode not in (None, "min", "max"):
             given = f"patience {patience!r}, min_delta {min_delta!r}, mode {mode!r}"
             raise SpecError(f"EarlyStopping: patience >= 1, min_delta >= 0, mode 'min' or 'max' needed, got {given}")

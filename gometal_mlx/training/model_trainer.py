@@ -70,7 +70,8 @@ class ModelTrainer(ResumableTrainer):
         """Follow a schedule from the next step on; None keeps the present rate."""
         if scheduler is not None and not isinstance(scheduler, LRScheduler):
             raise SpecError(f"set_lr_scheduler: an LRScheduler is needed, got {type(scheduler).__name__}")
-        self.scheduler, self.config = scheduler, replace(self.config, scheduler=deepcopy(scheduler))
+        self.config = replace(self.config, scheduler=deepcopy(scheduler))
+        self.scheduler = scheduler
         self._follow_schedule()
 
     def get_lr_scheduler(self) -> LRScheduler | None:

@@ -107,7 +107,7 @@ class ResumableTrainer(Trainer):
             run_start=run.start if run else None,
             data=run.position() if run else None,
             callbacks=run.callback_states() if run else [],
-            stopping=self.should_stop if run else False,
+            stopping=self.should_stop if self._run else run is not None and run.stopping,
         )
         weights, metadata = extract_weights(self.model, copy=copy), CheckpointMetadata.now(description, tags)
         spec = with_statistics(self.spec, weights)
@@ -153,6 +153,7 @@ class ResumableTrainer(Trainer):
             raise CheckpointError(f"restore: a Checkpoint is needed, got {shown(checkpoint)}; gm.load reads one")
         if different := describe_difference(self.spec, normalise(checkpoint.model_spec, [])):
             raise CheckpointError(f"restore: the checkpoint holds another architecture: {'; '.join(different)}")
+        self._step.check_frozen()
         if checkpoint.training_state.epoch < 0:
             told = f"at least 0 needed, got {checkpoint.training_state.epoch}"
             raise CheckpointError(f"restore: training_state.epoch: {told}")

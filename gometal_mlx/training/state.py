@@ -108,6 +108,8 @@ class RunState:
         try:
             settings = read.map("config")
             unknown = [n for n in settings if n not in TrainerConfig.__dataclass_fields__]
+            if settings.get("optimizer_type") == "LBFGS":  # files may ask for what never had an effect
+                unknown += [n for n in settings if n.startswith("gradient_clip_")]
             config = TrainerConfig.from_dict({k: v for k, v in settings.items() if k not in unknown})
         except SpecError as e:
             raise CheckpointError(f"gometal_mlx.config: {e}") from e

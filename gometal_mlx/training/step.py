@@ -94,7 +94,14 @@ class TrainingStep:
         self._closure = self._on_parts(lambda _, __, parts: self._sum(parts))
         self._prepared = Prepared(model)
         self.forward = InPieces(self._evaluation_forward, self._prepared)
+        mx.eval(self._everything)  # another thread could not
         self.predict = InPieces(lambda *given: loss.predictions(self._evaluation_forward(*given)), self._prepared)
+
+    def check_frozen(self) -> None:
+        """Raise SpecError if other weights are frozen than when this was made."""
+        if self._frozen != self._frozen_now():
+            told = "other weights are frozen than when the trainer was made; make a new one, whose TrainerConfig says"
+            raise SpecError(f"ModelTrainer: {told} frozen_layers, and restore() this one's checkpoint")
 
     def _frozen_now(self) -> list[int]:
         """How many arrays of each layer; quicker than their names, which do not change by themselves."""
@@ -251,9 +258,7 @@ class TrainingStep:
             return self._locked(x, y, last=last)
 
     def _locked(self, x: mx.array, y: mx.array, *, last: bool) -> Result:
-        if self._frozen != self._frozen_now():
-            told = "other weights are frozen than when the trainer was made; make a new one, whose TrainerConfig says"
-            raise SpecError(f"ModelTrainer: {told} frozen_layers, and restore() this one's checkpoint")
+        self.check_frozen()
         self._prepared.forget()
         keep = self._config.stop_on_nan or x.shape not in self._tried
         before = self._snapshot() if keep else None

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -296,7 +297,7 @@ class Trainer:
 
     def _split(self, data: Data, validation: Data | None, share: float) -> tuple[Data, Data]:
         pair = isinstance(data, tuple | list) and len(data) == 2
-        if validation is not None or not pair or not isinstance(share, int | float) or not 0 < share < 1:
+        if validation is not None or not pair or not isinstance(share, Real) or not 0 < share < 1:
             told = "validation_split (between 0 and 1) needs a pair (x, y) of arrays, and no validation_data beside it"
             raise SpecError(f"fit: {told}")
         given = ArrayDataset(*data)

@@ -362,6 +362,7 @@ def test_verify_finds_damaged_files_without_a_manifest(run: Any, tmp_path: Path,
     config = CheckpointConfig(tmp_path, save_frequency=1, filename_pattern="run_%d_%d")
     with CheckpointManager(trainer, config) as manager:
         trainer.fit((np.eye(4, dtype=np.float32), [0, 1, 0, 1]), 3, checkpoints=manager)
+    (tmp_path / "config.json").write_text("{}")  # somebody else's
     assert run("verify", tmp_path).code == 0
     newest = tmp_path / "run_3_3.json"
     newest.write_bytes(newest.read_bytes()[:-99])
@@ -373,6 +374,7 @@ def test_verify_finds_damaged_files_without_a_manifest(run: Any, tmp_path: Path,
     assert result.code == 1
     assert "run_3_3.json: broken JSON" in result.out
     assert "run_2_2.json: ok; periodic, epoch 2" in result.out
+    assert "config.json" not in result.out
     assert ("manifest.json: unusable" in result.out) == (manifest == "damaged")
     assert "files are damaged" in result.err
 

@@ -17,7 +17,7 @@ import pytest
 from training_support import assert_same, blobs, mlp, noisy
 
 import gometal_mlx as gm
-from gometal_mlx.checkpoints import CheckpointFormat
+from gometal_mlx.checkpoints import CheckpointFormat, folder
 from gometal_mlx.checkpoints.folder import MANIFEST, CheckpointFolder
 from gometal_mlx.errors import CheckpointError, SpecError, TrainingError
 from gometal_mlx.training import (
@@ -536,9 +536,10 @@ def test_a_damaged_entry_is_passed_over_with_the_manifest(damage, tmp_path):
     path.write_text(json.dumps(content | ({} if isinstance(damage, dict) else {"version": 1})))
     with pytest.warns(UserWarning, match="unusable .*; the folder is read instead"):
         m = manager(trainer(), tmp_path)
-    for call in (m.best, m.load_checkpoint, lambda: ModelTrainer.resume(tmp_path)):
-        with pytest.warns(UserWarning, match="unusable"):
-            assert call() is not None
+    assert m.best() is not None
+    assert m.load_checkpoint().restored
+    with pytest.warns(UserWarning, match="unusable"):
+        assert ModelTrainer.resume(tmp_path).epoch == 2
 
 
 def test_a_manager_that_has_not_written_sees_what_others_write(tmp_path):
@@ -575,3 +576,28 @@ def test_damaged_states_of_callbacks_and_epochs_are_named(callbacks):
     checkpoint.training_state.epoch = -1
     with pytest.raises(CheckpointError, match=r"training_state\.epoch: at least 0 needed, got -1"):
         trainer().restore(checkpoint)
+
+
+def test_a_pattern_with_an_unusual_space(tmp_path):
+    t = trainer()
+    with warnings.catch_warnings(action="error"):
+        with manager(t, tmp_path, save_frequency=1, filename_pattern="mod\u00a0el_%d_%d") as m:
+            t.fit(DATA, 2, checkpoints=m)
+        assert len(manager(t, tmp_path, filename_pattern="mod\u00a0el_%d_%d").list()) == 3
+
+
+def test_a_folder_without_a_manifest_is_read_once(tmp_path, monkeypatch):
+    t = trainer()
+    with manager(t, tmp_path, save_frequency=1) as m:
+        t.fit(DATA, 3, checkpoints=m)
+    (tmp_path / MANIFEST).unlink()
+    loads = []
+    load = folder.load
+    monkeypatch.setattr(folder, "load", lambda p: loads.append(p) or load(p))
+    m = manager(t, tmp_path)
+    assert len(m.list()) == len(loads) == 4
+    assert m.latest() is not None
+    assert m.best() is not None
+    assert len(loads) == 4
+    gm.save(t.checkpoint(), tmp_path / "checkpoint_epoch_9_step_9.json")
+    assert len(m.list()) == 5

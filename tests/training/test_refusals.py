@@ -167,3 +167,23 @@ def test_arrays_that_run_backwards() -> None:
     assert trainer().train_batch(x, Y).loss == trainer().train_batch(x.copy(), Y).loss
     with pytest.raises(ShapeError, match="inputs must be numbers"):
         run.predict([[10**400] * 6])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["0", "1"], [1 + 2j, 0], [np.datetime64("2020-01-01"), 0], [None, 1], [{}, 1]],
+    ids=["text", "complex", "dates", "nothing", "maps"],
+)
+def test_objects_that_are_no_numbers(values: list[object]) -> None:
+    """As a data frame with columns of several kinds gives them."""
+    with pytest.raises(ShapeError, match=r"CrossEntropy: labels must be numbers: .* is no real number"):
+        trainer().train_batch(X[:2], np.array(values, object))
+    with pytest.raises(ShapeError, match="inputs must be numbers, 6 in each row"):
+        trainer().predict(np.array([[v] * 6 for v in values], object))
+    with pytest.raises(ShapeError, match="inputs must be numbers, 6 in each row"):
+        trainer().predict(np.zeros((2, 6), [("a", np.float32)]))
+
+
+def test_numbers_of_numpy_are_settings_too() -> None:
+    stopping = EarlyStopping(patience=np.int64(3), min_delta=np.float32(1e-3))  # type: ignore[arg-type]
+    trainer().fit((X, Y), 2, callbacks=[stopping], validation_split=np.float32(0.25))  # type: ignore[arg-type]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from training_support import arrays, blobs, mlp, noisy
 
+from gometal_mlx.checkpoints import save
 from gometal_mlx.errors import CheckpointError, SpecError, TrainingError
+from gometal_mlx.inference import Predictor
 from gometal_mlx.layers import Model
 from gometal_mlx.training import (
     Callback,
@@ -17,6 +19,7 @@ from gometal_mlx.training import (
     CheckpointManager,
     EarlyStopping,
     Event,
+    LRScheduler,
     ModelTrainer,
     ReduceLROnPlateauScheduler,
     StepLRScheduler,
@@ -313,3 +316,82 @@ def test_more_of_it_is_better(name: str) -> None:
     run = trainer()
     run.fit((X, Y), 5, callbacks=[Rising(), EarlyStopping(name, patience=2)])
     assert run.epoch == 5
+
+
+# ---------------------------------------------------------------------------------------- what only a class can say
+
+
+class Halving(LRScheduler):
+    """A user's own, without a name."""
+
+    def get_lr(self, epoch: int, step: int, base_lr: float) -> float:
+        return base_lr * 0.5**epoch
+
+
+def test_a_schedule_of_the_users_own(tmp_path: Path) -> None:
+    run = trainer(learning_rate=0.1)
+    run.set_lr_scheduler(Halving())
+    run.fit((X, Y), 2)
+    again = resumed(run, tmp_path)
+    again.fit((X, Y), 2)
+    assert rates(again) == [0.1, 0.05, 0.025, 0.0125]
+    gone = run.checkpoint()
+    gone.extras["config"]["scheduler"]["name"] = "Nobody's"
+    save(gone, tmp_path / "gone.json")
+    with pytest.raises(CheckpointError, match=r"gone\.json: gometal_mlx\.config: scheduler: unknown name"):
+        ModelTrainer.resume(tmp_path / "gone.json")
+    assert np.array_equal(Predictor(tmp_path / "gone.json").predict(X), run.predict(X))  # which needs none
+
+
+def test_clipping_that_never_had_an_effect_is_left_out() -> None:
+    checkpoint = trainer(optimizer_type="LBFGS").checkpoint()
+    checkpoint.extras["config"]["gradient_clip_norm"] = 1.0
+    report = trainer(optimizer_type="LBFGS").restore(checkpoint)
+    assert report.ignored == ("config.gradient_clip_norm (unknown)",)
+
+
+def test_a_generators_state_in_a_callback(tmp_path: Path) -> None:
+    class Draws(Callback):
+        def __init__(self) -> None:
+            self.generator = np.random.default_rng(3)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"rng": self.generator.bit_generator.state}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.generator.bit_generator.state = state["rng"]
+
+        def on_epoch_end(self, event: Event) -> None:
+            self.generator.random()
+
+    run = trainer()
+    run.fit((X, Y), 3, callbacks=[Draws(), Press(14)])
+    ours = Draws()
+    resumed(run, tmp_path).fit((X, Y), 3, callbacks=[ours])
+    wanted = np.random.default_rng(3)
+    wanted.random(3)
+    assert ours.generator.random() == wanted.random()
+
+
+def test_restoring_does_not_take_over_what_is_frozen() -> None:
+    run = trainer(frozen_layers=["out"])
+    checkpoint = run.checkpoint()
+    run.model.unfreeze()
+    with pytest.raises(SpecError, match="other weights are frozen than when the trainer was made"):
+        run.restore(checkpoint)
+    run.model["out"].freeze()
+    run.restore(checkpoint)
+    run.fit((X, Y), 1)
+
+
+def test_a_wish_to_stop_is_saved_again(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_epoch_end(self, event: Event) -> None:
+            event.trainer.should_stop = True
+            signal.raise_signal(signal.SIGINT)
+
+    run = trainer()
+    run.fit((X, Y), 5, callbacks=[Stop()])
+    run = resumed(resumed(run, tmp_path), tmp_path)
+    run.fit((X, Y), 5)
+    assert run.epoch == 1

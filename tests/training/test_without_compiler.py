@@ -278,3 +278,23 @@ print(sum("there is no g++" in str(w.message) for w in caught))
     environment["PATH"] = without_gxx(tmp_path / "bin")
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == ("1\n" if sys.platform == "linux" else "0\n")
+
+
+@pytest.mark.parametrize("variable", ["", "relative"])
+def test_a_temporary_folder_that_is_none_is_left_to_mlx(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", variable)
+    assert _compile.kernel_folder() == variable
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only g++ gets options")
+def test_where_no_folder_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(_compile.tempfile, "gettempdir", none)
+    assert evaluated(lambda: os.environ["PATH"]).startswith(str(_compile.SCRIPT))
+    assert not os.environ["PATH"].startswith(str(_compile.SCRIPT))

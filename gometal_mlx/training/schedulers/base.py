@@ -17,7 +17,7 @@ SCHEDULERS: dict[str, type[LRScheduler]] = {}  # go-metal's name -> class; fille
 
 @dataclass
 class LRScheduler:
-    """Base of all schedules; a subclass is registered by its ``name`` when its file is imported.
+    """Base of all schedules; a subclass is registered by its ``name`` (its own, if it gives none) when it is made.
 
     Epochs and steps count from 0: they are the epochs and steps finished when the rate is asked for.
     """
@@ -26,8 +26,8 @@ class LRScheduler:
     per_step: ClassVar[bool] = False  # asked before every step, else before every epoch
 
     def __init_subclass__(cls) -> None:
-        if "name" in cls.__dict__:
-            SCHEDULERS[cls.name] = cls
+        cls.name = cls.__dict__.get("name", cls.__name__)
+        SCHEDULERS[cls.name] = cls
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
