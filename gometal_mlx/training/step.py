@@ -94,8 +94,8 @@ class TrainingStep:
         self._closure = self._on_parts(lambda _, __, parts: self._sum(parts))
         self._prepared = Prepared(model)
         self.forward = InPieces(self._evaluation_forward, self._prepared)
-        mx.eval(self._everything)  # another thread could not
         self.predict = InPieces(lambda *given: loss.predictions(self._evaluation_forward(*given)), self._prepared)
+        mx.eval(self._everything)  # another thread, which may be the first to compute, could not
 
     def check_frozen(self) -> None:
         """Raise SpecError if other weights are frozen than when this was made."""
