@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np, gometal_mlx as gm
 
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", "MLX runs uncompiled")
 spec = gm.ModelBuilder((16, 3, 4, 4)).add_conv2d(4, 3).add_swish().add_dense(3).compile()
 predict = gm.Predictor(gm.ModelTrainer(spec, gm.TrainerConfig(seed=0)).checkpoint()).predict
 x = np.random.default_rng(0).standard_normal((6, 3, 4, 4)).astype(np.float32)
@@ -28,8 +29,10 @@ found = [f.result() for f in [pool.submit(predict, x[: 1 + i % 6]) for i in rang
 print(all(np.allclose(y, predict(x)[: len(y)], rtol=1e-5) for y in found))
 """
 TRAINERS = """
-import threading
+import threading, warnings
 import numpy as np, gometal_mlx as gm
+
+warnings.filterwarnings("ignore", "MLX runs uncompiled")
 
 def work(seed):
     x = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
