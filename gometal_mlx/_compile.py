@@ -38,7 +38,9 @@ SCRIPT = Path(__file__).parent / "_compiler"  # the folder with the g++ that add
 _told: list[str] = []  # the one reason that was given
 _inside: list[bool] = []  # an entry for each thread that compiles
 _before: dict[str, str | None] = {}  # the variables that are changed meanwhile
+_given_up: list[bool] = []  # an entry for each time that compilation was switched off, because it did not work
 _lock = threading.Lock()
+_falling_back = threading.Lock()
 
 
 def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None, *, new: bool = True) -> T:
@@ -48,22 +50,27 @@ def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None, 
         undo: puts back what a failed call has changed, before it is made again without compilation.
         new: whether kernels may be missing: g++ then gets our options.
     """
+    before = len(_given_up)
     try:
         with _own_options() if new else contextlib.nullcontext():
             return call()
     except RuntimeError as e:
         undo()
-        if not compiling():
-            raise
-        mx.disable_compile()
-        try:
-            found = call()
-        except RuntimeError:  # it was not the compilation
-            undo()
-            mx.enable_compile()
-            raise e from None
-        _tell(f"compiling failed ({_reason(e)})")
-        return found
+        with _falling_back:
+            if not compiling():
+                if len(_given_up) == before:
+                    raise
+                return call()  # another thread has found out meanwhile that it does not work
+            mx.disable_compile()
+            try:
+                found = call()
+            except RuntimeError:  # it was not the compilation
+                undo()
+                mx.enable_compile()
+                raise e from None
+            _given_up.append(True)
+            _tell(f"compiling failed ({_reason(e)})")
+            return found
 
 
 def adds_options() -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +299,27 @@ def test_where_no_folder_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(_compile.tempfile, "gettempdir", none)
     assert evaluated(lambda: os.environ["PATH"]).startswith(str(_compile.SCRIPT))
     assert not os.environ["PATH"].startswith(str(_compile.SCRIPT))
+
+
+def test_threads_that_find_out_at_the_same_time_all_run_uncompiled(compiled: None) -> None:
+    """The second to fail finds compilation switched off, and must not take that for an error of its own."""
+    both_run, tries = threading.Barrier(2), []
+    found: list[int] = []
+
+    def call() -> int:
+        tries.append(1)
+        if len(tries) <= 2:
+            both_run.wait(10)
+            raise RuntimeError("compilation failed")
+        return 7
+
+    def work() -> None:
+        found.append(evaluated(call))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with warnings.catch_warnings(action="ignore"):
+        work()
+        thread.join()
+    assert found == [7, 7]
+    assert len(tries) == 4
