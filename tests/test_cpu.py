@@ -115,7 +115,8 @@ def test_another_malloc_is_left_alone(tmp_path: Path) -> None:
         'extern "C" void *__libc_malloc(unsigned long);\n'
         'extern "C" void *malloc(unsigned long n) { return __libc_malloc(n); }\n'
     )
-    subprocess.run(["g++", "-shared", "-fPIC", "-o", library, source], check=True)
+    writable = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", library, source], env=writable, check=True)
     program = "from gometal_mlx import _malloc; print(_malloc.KEEPS_MEMORY, _malloc.HAS_LARGE_PAGES)"
     environment = {**os.environ, "LD_PRELOAD": str(library)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)

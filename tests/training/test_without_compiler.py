@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -301,10 +300,14 @@ def test_where_no_folder_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None
     assert not os.environ["PATH"].startswith(str(_compile.SCRIPT))
 
 
-def test_threads_that_find_out_at_the_same_time_all_run_uncompiled(compiled: None) -> None:
+def test_threads_that_find_out_at_the_same_time_all_run_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second to fail finds compilation switched off, and must not take that for an error of its own."""
-    both_run, tries = threading.Barrier(2), []
+    both_run, tries, on = threading.Barrier(2), [], [True]
     found: list[int] = []
+    monkeypatch.setattr(_compile, "compiling", lambda: on[0])
+    monkeypatch.setattr(_compile.mx, "disable_compile", lambda: on.insert(0, False))
+    monkeypatch.setattr(_compile, "_told", ["said before"])
+    monkeypatch.setattr(_compile, "_given_up", [])
 
     def call() -> int:
         tries.append(1)
@@ -318,8 +321,7 @@ def test_threads_that_find_out_at_the_same_time_all_run_uncompiled(compiled: Non
 
     thread = threading.Thread(target=work)
     thread.start()
-    with warnings.catch_warnings(action="ignore"):
-        work()
-        thread.join()
+    work()
+    thread.join()
     assert found == [7, 7]
     assert len(tries) == 4
