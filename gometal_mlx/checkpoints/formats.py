@@ -105,17 +105,20 @@ class CheckpointSaver:
         """Read a checkpoint; see ``load``."""
         file = Path(path)
         try:
-            about = file.stat()
-            if not stat.S_ISREG(about.st_mode):
-                raise CheckpointError(f"{path}: a file is needed, this is a folder or device")
-            if about.st_size == 0:
-                raise CheckpointError(f"{path}: the file is empty (0 bytes), as an interrupted writer leaves it")
-            with file.open("rb") as f:
-                found = sniff(f.read(16))
+            plain = stat.S_ISREG(file.stat().st_mode)
+            head = b""
+            if plain:
+                with file.open("rb") as f:
+                    head = f.read(16)
         except FileNotFoundError as e:
             raise CheckpointError(f"{path}: no such file") from e
         except (OSError, ValueError) as e:  # a name that no file can have
             raise CheckpointError(f"{path!s}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
+        if not plain:
+            raise CheckpointError(f"{path}: a file is needed, this is a folder or device")
+        if not head:
+            raise CheckpointError(f"{path}: the file is empty (0 bytes), as an interrupted writer leaves it")
+        found = sniff(head)
         if found is not None and found != self.format:
             raise CheckpointError(
                 f"{path}: expected {self.format}, but the content looks like {found}; rename the file"

@@ -112,6 +112,10 @@ def _compiler(broken: list[str]) -> list[Row]:
     if "MLX_DISABLE_COMPILE" in os.environ:
         return [*rows, ("mx.compile", "switched off by MLX_DISABLE_COMPILE")]
     folder = temporary_folder()
+    if not os.path.isdir(folder):  # MLX goes to no other, Python would
+        rows += [("TMPDIR", f"{folder!r}, no folder"), ("mx.compile", "broken")]
+        broken.append(f"mx.compile fails: TMPDIR is {folder!r}; set it to a folder that can be written")
+        return rows
     try:
         with tempfile.TemporaryDirectory(prefix="gometal-doctor-", dir=folder) as empty:
             rows.append(("TMPDIR", f"{folder}, writable"))

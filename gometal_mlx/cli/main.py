@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         told = f"{e.filename}: " if e.filename else "the output cannot be written: "
         print(printable(f"gometal {args.command}: {told}{e.strerror or e}"), file=sys.stderr)
-        sys.stdout = None  # or Python would try again
+        if not e.filename:
+            sys.stdout = None  # or Python would try again
         return 1
     return code
 

@@ -95,6 +95,17 @@ def test_names_that_are_too_long_or_lead_nowhere(tmp_path: Path) -> None:
         load(tmp_path / "a.json" / "b.json")
 
 
+def test_what_is_no_file_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "empty.json").touch()
+    for name, told in {
+        "folder": "a file is needed, this is a folder",
+        "empty": r"the file is empty \(0 bytes\)",
+    }.items():
+        with pytest.raises(CheckpointError, match=rf"^{tmp_path}/{name}\.json: {told}"):
+            load(tmp_path / f"{name}.json")
+
+
 # ----------------------------------------------------------------------------------- running statistics for go-metal
 
 

@@ -46,13 +46,14 @@ def test_large_pages(run: Any, monkeypatch: pytest.MonkeyPatch, has: bool) -> No
     assert f"large pages       {told}\n" in run("doctor").out
 
 
-def test_tmpdir_is_not_writable(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+@pytest.mark.parametrize("folder", ["missing", "", pytest.param("/proc", marks=linux)])
+def test_tmpdir_is_not_writable(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / folder) if folder else "")
     result = run("doctor")
     assert result.code == 1
     assert result.err.startswith("gometal doctor: mx.compile fails: ")
     assert result.err.count("\n") == 1
-    assert "not writable" in result.out
+    assert ("not writable" if folder == "/proc" else "no folder") in result.out
 
 
 @linux
