@@ -4,7 +4,7 @@ import copy
 from collections.abc import MutableMapping
 from decimal import Decimal
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +16,16 @@ REAL = (Real, Decimal, np.bool_)  # among objects; numpy's integers and floats a
 Shape = tuple[int, ...]
 Params = MutableMapping[str, mx.array]
 FloatArray = npt.NDArray[np.float32]
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Whether the value is an int, Python's or numpy's, and no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether the value is a real number, Python's or numpy's, that is finite as a float32, and no bool."""
+    return (is_int(value) or isinstance(value, float | np.floating)) and fits_float32(value)
 
 
 def fits_float32(value: Any) -> bool:

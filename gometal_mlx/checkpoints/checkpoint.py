@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .._types import FloatArray, Shape, fits_float32, view
+from .._types import FloatArray, Shape, is_int, is_number, view
 from ..errors import CheckpointError, SpecError, shown
 from ..layers import LayerSpec, Model, ModelSpec
 from ..layers.base import STATISTICS
@@ -182,12 +182,11 @@ class Checkpoint:
 def _check_state(state: TrainingState) -> None:
     for name in ("epoch", "step", "total_steps"):
         value = getattr(state, name)
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or not -(2**63) <= value < 2**63:
+        if not is_int(value) or not -(2**63) <= value < 2**63:
             raise CheckpointError(f"training_state.{name}: an int of 64 bits is needed, got {shown(value)}")
     for name in ("learning_rate", "best_loss", "best_accuracy"):
         value = getattr(state, name)
-        if not isinstance(value, int | float | np.number) or not fits_float32(value):
+        if not is_number(value):
             raise CheckpointError(f"training_state.{name}: a finite float32 is needed, got {shown(value)}")
 
 

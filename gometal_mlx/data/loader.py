@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from .._types import is_int
 from ..errors import SpecError
 from .dataset import Array, Dataset
 
@@ -38,11 +39,11 @@ class DataLoader:
         if not callable(getattr(dataset, "rows", None)):
             told = f"a dataset with rows(indices) is needed, got a {type(dataset).__name__}"
             raise SpecError(f"DataLoader: {told}; ArrayDataset(x, y) makes one")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        if not is_int(batch_size) or batch_size < 1:
             raise SpecError(f"DataLoader: batch_size must be an int of at least 1, got {batch_size!r}")
         if drop_last and len(dataset) < batch_size:
             raise SpecError(f"DataLoader: drop_last leaves no batch of {batch_size} from {len(dataset)} rows")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
+        if seed is not None and not (is_int(seed) and seed >= 0):
             raise SpecError(f"DataLoader: seed must be an int of at least 0, or None, got {seed!r}")
         self.dataset, self.batch_size = dataset, int(batch_size)
         self.shuffle, self.drop_last = shuffle, drop_last
@@ -88,6 +89,6 @@ class DataLoader:
             if key not in state or state[key] != own[key]:
                 raise SpecError(f"DataLoader: {key} is {own[key]}, but the saved position needs {state.get(key)}")
         epoch, batch, seed = (state.get(k) for k in ("epoch", "batch", "seed"))
-        if not all(isinstance(v, int) and v >= 0 for v in (epoch, batch, seed)) or batch > len(self):  # type: ignore[operator]
+        if not all(is_int(v) and v >= 0 for v in (epoch, batch, seed)) or batch > len(self):  # type: ignore[operator]
             raise SpecError(f"DataLoader: epoch {epoch}, batch {batch}, seed {seed} is no position")
         self.epoch, self.batch, self.seed = epoch, batch, seed  # type: ignore[assignment]

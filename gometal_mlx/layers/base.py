@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, Self
 import mlx.core as mx
 import numpy as np
 
-from .._types import FloatArray, Params, Shape, f32, fits_float32
+from .._types import FloatArray, Params, Shape, f32, is_number
 from ..errors import SpecError, shown
 
 LAYERS: dict[int, type[Layer]] = {}  # LayerType code -> class; filled by Layer.__init_subclass__
@@ -148,7 +148,7 @@ class Layer:
         kind = str(field.type)
         if kind == "bool" and isinstance(value, bool | np.bool_):
             return bool(value)
-        real = isinstance(value, int | float | np.number) and not isinstance(value, bool) and fits_float32(value)
+        real = is_number(value)
         if real and kind == "int" and abs(int(value)) < 2**31 and int(value) == value:
             return int(value)
         if real and kind == "float":

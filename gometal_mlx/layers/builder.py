@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Self
 
+from .._types import is_int
 from ..errors import SpecError
 from .base import Layer
 from .registry import (
@@ -212,9 +213,9 @@ class LayerFactory:
     @staticmethod
     def _spec(layer: Layer, **derived: int) -> LayerSpec:
         for key, value in derived.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_int(value) or value < 1:
                 raise layer.error(f"{key} must be an int of at least 1, got {value!r}")
-        return LayerSpec(layer.code, layer.name, {**layer.parameters(), **derived})
+        return LayerSpec(layer.code, layer.name, layer.parameters() | {k: int(v) for k, v in derived.items()})
 
     def create_dense_spec(
         self, input_size: int, output_size: int, use_bias: bool = True, name: str = "dense"

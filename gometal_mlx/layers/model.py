@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .._types import FloatArray, Shape, floats
+from .._types import FloatArray, Shape, floats, is_int
 from ..errors import CheckpointError, ShapeError, SpecError
 from ._layout import to_internal, to_public
 from .base import STATISTICS, Layer, Param
@@ -63,7 +63,7 @@ class Model(nn.Module):
         super().__init__()
         if not spec.compiled:
             raise SpecError("Model: the spec is not compiled; call ModelBuilder.compile() first")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
+        if seed is not None and not (is_int(seed) and seed >= 0):
             raise SpecError(f"Model: seed must be an int of at least 0, or None, got {seed!r}")
         self.spec = spec
         layers = spec.typed_layers()

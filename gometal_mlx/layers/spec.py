@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._types import FloatArray, Shape, floats
+from .._types import FloatArray, Shape, floats, is_int
 from ..errors import ShapeError, SpecError, shown
 from .base import LAYERS, Layer
 from .registry import LayerType, type_name
@@ -182,11 +182,7 @@ class ModelSpec:
 def check_input_shape(shape: Iterable[int]) -> Shape:
     """The shape as a tuple of plain ints; raises SpecError unless every dimension is at least 1."""
     dims = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else shape
-    if (
-        not isinstance(dims, tuple)
-        or not dims
-        or any(isinstance(d, bool) or not isinstance(d, int | np.integer) or d < 1 for d in dims)
-    ):
+    if not isinstance(dims, tuple) or not dims or not all(is_int(d) and d >= 1 for d in dims):
         raise SpecError(f"model: input_shape (batch, ...) needs dimensions of at least 1, got {dims!r}")
     return tuple(int(d) for d in dims)
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
-from .._types import FloatArray, Params, Shape, f32, fits_float32, view
+from .._types import FloatArray, Params, Shape, f32, is_number, view
 from ..errors import CheckpointError, SpecError, shown
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}  # json_type -> class; filled by Optimizer.__init_subclass__
@@ -90,8 +90,7 @@ class Optimizer(optim.Optimizer):
                 raise SpecError(f"{self.json_type}: {name} must be True or False, got {shown(value)}")
             return bool(value)
         text, allowed = _RANGES[name]
-        real = isinstance(value, int | float | np.number) and not isinstance(value, bool) and fits_float32(value)
-        number = (int(value) if kind == "int" and value == int(value) else f32(value)) if real else None
+        number = (int(value) if kind == "int" and value == int(value) else f32(value)) if is_number(value) else None
         if number is None or not allowed(number) or (kind == "int" and not isinstance(number, int)):
             raise SpecError(f"{self.json_type}: {name} must be {text}, got {shown(value, 60)}")
         return number

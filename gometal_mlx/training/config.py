@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Self, TypeVar
 
-import numpy as np
-
-from .._types import f32, fits_float32
+from .._types import f32, is_int, is_number
 from ..errors import SpecError, shown
 from ..layers.base import suggest
 from .schedulers import LRScheduler, make_scheduler
@@ -210,11 +208,8 @@ class TrainerConfig:
         value = getattr(self, name)
         if value is None and type(self).__dataclass_fields__[name].default is None:
             return
-        kinds = (int, np.integer) if whole else (int, float, np.number)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not (whole or fits_float32(value)):
-            raise SpecError(f"TrainerConfig: {name} must be {needed}, got {shown(value, 60)}")
-        number = int(value) if whole else f32(value)
-        if not allowed(number):
+        number = int(value) if whole and is_int(value) else f32(value) if not whole and is_number(value) else None
+        if number is None or not allowed(number):
             raise SpecError(f"TrainerConfig: {name} must be {needed}, got {shown(value, 60)}")
         self._put(name, number)
 
@@ -227,7 +222,7 @@ class TrainerConfig:
             self._put(name, values)
         if (chosen := self.class_weights) is not None:
             weights = list(chosen) if isinstance(chosen, Iterable) else []
-            real = [isinstance(w, int | float | np.number) and fits_float32(w) and f32(w) > 0 for w in weights]
+            real = [is_number(w) and f32(w) > 0 for w in weights]
             if not weights or not all(real):
                 raise SpecError(f"TrainerConfig: class_weights must be numbers greater than 0, got {shown(chosen, 60)}")
             self._put("class_weights", tuple(f32(w) for w in weights))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .._types import is_int
 from ..errors import ShapeError, SpecError
 from .config import NamedEnum
 from .losses.base import class_indices
@@ -89,11 +90,11 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+        if not is_int(num_classes) or num_classes < 2:
             raise SpecError(f"ConfusionMatrix: num_classes must be an int of at least 2, got {num_classes!r}")
         if class_names is not None and len(class_names) != num_classes:
             raise SpecError(f"ConfusionMatrix: {num_classes} class names needed, got {len(class_names)}")
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)
         self.class_names = [str(n) for n in (range(num_classes) if class_names is None else class_names)]
         self.reset()
 

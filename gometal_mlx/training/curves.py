@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .._types import is_int
 from ..errors import ShapeError, SpecError
 from .confusion_matrix import Floats, Ints, class_numbers, mean, no_nan, ratio, ratios
 
@@ -89,7 +90,7 @@ def top_k_accuracy(probabilities: npt.ArrayLike, labels: npt.ArrayLike, k: int) 
     p = no_nan(np.asarray(probabilities), "top_k_accuracy")
     if p.ndim != 2 or p.shape[1] < 2:
         raise ShapeError(f"top_k_accuracy: probabilities must be (rows, classes) of 2 classes or more, got {p.shape}")
-    if isinstance(k, bool) or not 1 <= k <= p.shape[1]:
+    if not is_int(k) or not 1 <= k <= p.shape[1]:
         raise SpecError(f"top_k_accuracy: k must be from 1 to the {p.shape[1]} classes, got {k!r}")
     y = class_numbers(labels, len(p), p.shape[1], "top_k_accuracy")[:, None]
     own = np.take_along_axis(p, y, axis=1)

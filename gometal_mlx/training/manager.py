@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
+from .._types import is_int, is_number
 from ..checkpoints import Checkpoint, CheckpointFormat
 from ..checkpoints.checksum import checksum
 from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder, Entry
@@ -70,9 +69,6 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         kinds: dict[str, tuple[Any, str]] = {
-            **dict.fromkeys(("every_minutes", "budget"), (int | float | None, "a number")),
-            **dict.fromkeys(("save_frequency", "max_checkpoints", "keep_best"), (int, "an int")),
-            "every_steps": (int | None, "an int"),
             "filename_pattern": (str, "a text"),
             "monitor": (str | None, "a metric's name"),
             "format": (CheckpointFormat | str, "a CheckpointFormat"),
@@ -93,11 +89,13 @@ class CheckpointConfig:
                 f"CheckpointConfig: filename_pattern needs two %d (epoch, step) and no folder, got {pattern!r}"
             )
         checks = {
-            "every_steps": ("at least 1", self.every_steps is None or self.every_steps >= 1),
-            "every_minutes": ("greater than 0", self.every_minutes is None or self.every_minutes > 0),
-            "budget": ("between 0 and 1", self.budget is None or 0 < self.budget < 1),
+            "save_frequency": ("an int", is_int(self.save_frequency)),
+            "max_checkpoints": ("an int", is_int(self.max_checkpoints)),
+            "keep_best": ("an int of at least 1", is_int(self.keep_best) and self.keep_best >= 1),
+            "every_steps": ("an int of at least 1", (n := self.every_steps) is None or (is_int(n) and n >= 1)),
+            "every_minutes": ("a number > 0", (m := self.every_minutes) is None or (is_number(m) and m > 0)),
+            "budget": ("a number between 0 and 1", (b := self.budget) is None or (is_number(b) and 0 < b < 1)),
             "mode": ("'min' or 'max'", self.mode in (None, "min", "max")),
-            "keep_best": ("at least 1", self.keep_best >= 1),
             "on_error": ("'raise' or 'warn'", self.on_error in ("raise", "warn")),
         }
         for name, (needed, allowed) in checks.items():
@@ -111,7 +109,7 @@ class CheckpointConfig:
 
 def _count(name: str, value: Any) -> int:
     """An epoch or step that a caller gives."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+    if not is_int(value) or value < 0:
         raise SpecError(f"CheckpointManager: {name} must be an int of at least 0, got {value!r}")
     return int(value)
 

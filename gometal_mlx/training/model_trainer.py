@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from .._types import FloatArray, Shape
+from .._types import FloatArray, Shape, is_int
 from ..errors import ShapeError, SpecError
 from ..layers import ModelSpec
 from .result import TrainingResult
@@ -91,9 +91,9 @@ class ModelTrainer(ResumableTrainer):
 
         Raises: SpecError for a negative number.
         """
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+        if not is_int(epoch) or epoch < 0:
             raise SpecError(f"set_epoch: a count of finished epochs of at least 0 is needed, got {epoch!r}")
-        self.epoch = epoch
+        self.epoch = int(epoch)
         self._follow_schedule()
 
     def step_scheduler_with_metric(self, metric: float) -> None:

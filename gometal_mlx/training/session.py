@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
+from .._types import is_int
 from ..errors import SpecError
 from ..layers import LayerSpec, LayerType, ModelSpec
 from ..layers.spec import normalise
@@ -130,7 +131,7 @@ class TrainingSession:
 
         Raises: SpecError for an epoch below 1.
         """
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
+        if not is_int(epoch) or epoch < 1:
             raise SpecError(f"TrainingSession: epochs are counted from 1, got {epoch!r}")
         if (set_epoch := getattr(self.trainer, "set_epoch", None)) is not None:
             set_epoch(epoch - 1)

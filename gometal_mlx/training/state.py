@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .._types import fits_float32
+from .._types import fits_float32, is_int
 from ..errors import CheckpointError, SpecError, shown
 from .config import TrainerConfig
 from .step import Carried
@@ -114,7 +114,7 @@ class RunState:
         except SpecError as e:
             raise CheckpointError(f"gometal_mlx.config: {e}") from e
         start = extras.get("run_start")
-        if start is not None and (not isinstance(start, int) or isinstance(start, bool) or start < 0):
+        if start is not None and (not is_int(start) or start < 0):
             raise CheckpointError(f"gometal_mlx.run_start: an epoch needed, got {shown(start)}")
         return cls(
             config=config,

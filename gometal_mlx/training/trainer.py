@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_flatten
 
-from .._types import FloatArray, number
+from .._types import FloatArray, is_int, number
 from ..data import ArrayDataset, DataLoader
 from ..errors import SpecError, TrainingError, shown
 from ..layers import Model, ModelSpec
@@ -184,7 +184,7 @@ class Trainer:
         Returns: the history of all epochs so far.
         Raises: SpecError, ShapeError for data that does not fit; TrainingError for a loss that is not finite.
         """
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+        if not is_int(epochs) or epochs < 0:
             raise SpecError(f"fit: epochs must be an int of at least 0, got {epochs!r}")
         if validation_split:
             data, validation_data = self._split(data, validation_data, validation_split)
@@ -194,7 +194,7 @@ class Trainer:
         validation = None if validation_data is None else self._as_loader(validation_data, shuffle=False)
         listeners = self._listeners(callbacks, checkpoints)
         run = self._begin(loader, listeners)
-        last = run.start + epochs
+        last = run.start + int(epochs)
 
         def tell(method: str, epoch: int, **values: Any) -> None:
             event = Event(self, epoch, last, batches=len(loader), **values)

@@ -113,7 +113,7 @@ def test_what_a_trainer_is_made_of_and_restored_from() -> None:
         ModelTrainer(ModelBuilder((1, 6)).add_dense(3))  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"restore: a Checkpoint is needed, got 'a\.json'; gm\.load reads one"):
         trainer().restore("a.json")  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="CheckpointConfig: every_steps must be an int, got '3'"):
+    with pytest.raises(SpecError, match="CheckpointConfig: every_steps must be an int of at least 1, got '3'"):
         CheckpointConfig("folder", every_steps="3")  # type: ignore[arg-type]
 
 

@@ -9,10 +9,16 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 
+from ..._types import is_int, is_number
 from ...errors import SpecError, shown
 from ...layers.base import suggest
 
 SCHEDULERS: dict[str, type[LRScheduler]] = {}  # go-metal's name -> class; filled by LRScheduler.__init_subclass__
+
+KINDS: dict[str, tuple[str, Callable[[object], bool], type]] = {  # of fields that are checked, by their annotation
+    "int": ("an int", is_int, int),
+    "float": ("a number", is_number, float),
+}
 
 
 @dataclass
@@ -31,10 +37,12 @@ class LRScheduler:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            value, kind = getattr(self, f.name), str(f.type)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if (kind == "int" and not whole) or (kind == "float" and not whole and not isinstance(value, float)):
-                raise SpecError(f"{self.name}: {f.name} must be a {kind}, got {shown(value)}")
+            if str(f.type) not in KINDS:
+                continue
+            value, (needed, allowed, kind) = getattr(self, f.name), KINDS[str(f.type)]
+            if not allowed(value):
+                raise SpecError(f"{self.name}: {f.name} must be {needed}, got {shown(value)}")
+            object.__setattr__(self, f.name, kind(value))  # numpy's numbers are no JSON values
         self.check()
 
     def check(self) -> None:
