@@ -28,7 +28,7 @@ class ArrayDataset:
 
     Args:
         x: inputs, first axis the rows; converted to float32 once.
-        y: labels, as many rows; integers are kept as int32, everything else becomes float32.
+        y: labels, as many rows; integers that fit are kept as int32, everything else becomes float32.
     Raises: ShapeError if the lengths differ, there are no rows, or they are no numbers.
     """
 
@@ -40,8 +40,8 @@ class ArrayDataset:
         except (TypeError, ValueError) as e:  # text, rows of different lengths
             raise ShapeError(f"ArrayDataset: inputs and labels must be arrays of numbers: {e}") from e
         whole = labels.dtype.kind in "iub"
-        if whole and labels.size and not -(2**31) <= int(labels.min()) <= int(labels.max()) < 2**31:
-            raise ShapeError(f"ArrayDataset: labels must fit 32 bits, got {labels.min()} to {labels.max()}")
+        if whole and labels.size:
+            whole = -(2**31) <= int(labels.min()) <= int(labels.max()) < 2**31
         self.y: Array = np.ascontiguousarray(labels, np.int32 if whole else np.float32)
         if self.x.ndim < 2 or self.y.ndim < 1 or len(self.x) != len(self.y) or not len(self.x):
             found = f"{self.x.shape} and {self.y.shape}"
