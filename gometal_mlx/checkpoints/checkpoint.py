@@ -31,6 +31,14 @@ class CheckpointFormat(IntEnum):
     ONNX = 1
     SAFETENSORS = 2
 
+    @classmethod
+    def of(cls, value: CheckpointFormat | str | int) -> CheckpointFormat:
+        """The member for a name, in any case, or number; CheckpointError for anything else."""
+        found = cls.__members__.get(value.upper()) if isinstance(value, str) else value
+        if isinstance(found, bool) or found not in list(cls):
+            raise CheckpointError(f"checkpoint format {value!r} is unknown; use one of {', '.join(cls.__members__)}")
+        return cls(found)
+
     def __str__(self) -> str:
         return self.name
 
@@ -173,7 +181,7 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         state = self.training_state
-        optimizer = self.optimizer_state.type if self.optimizer_state else "no optimizer state"
+        optimizer = repr(self.optimizer_state.type)[1:-1] if self.optimizer_state else "no optimizer state"
         count = sum(w.data.size for w in self.weights)
         weights = f"{len(self.weights)} weights, {count:,} numbers"
         return f"Checkpoint({weights}, {optimizer}, epoch {state.epoch}, step {state.step})"

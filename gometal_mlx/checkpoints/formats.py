@@ -20,10 +20,17 @@ NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: the module with its ``save`` and ``load`` (imported when used) and its suffixes."""
+    """A file format.
+
+    Args:
+        module: with its ``save`` and ``load``; imported when used.
+        suffixes: of its files.
+        export: it is made by running the model, and holds what inference needs; no training goes on from it.
+    """
 
     module: str
     suffixes: tuple[str, ...]
+    export: bool = False
 
     def save(self, checkpoint: Checkpoint, path: Path, options: Mapping[str, Any] = NO_OPTIONS) -> Any:
         """Write a file; CheckpointError for an option that the format does not have."""
@@ -46,7 +53,7 @@ class Format:
 
 FORMATS = {
     CheckpointFormat.JSON: Format("json_format", (".json", ".json.gz")),
-    CheckpointFormat.ONNX: Format("onnx", (".onnx",)),
+    CheckpointFormat.ONNX: Format("onnx", (".onnx",), export=True),
     CheckpointFormat.SAFETENSORS: Format("safetensors_format", (".safetensors",)),
 }
 
@@ -61,6 +68,20 @@ def format_of(path: str | os.PathLike[str]) -> CheckpointFormat:
             return kind
     known = ", ".join(s for row in FORMATS.values() for s in row.suffixes)
     raise CheckpointError(f"{path}: unknown suffix; the name must end in one of {known}")
+
+
+def is_export(path: str | os.PathLike[str]) -> bool:
+    """Whether the name is that of a file which no training can go on from."""
+    exports = tuple(s for row in FORMATS.values() if row.export for s in row.suffixes)
+    return Path(path).name.lower().endswith(exports)
+
+
+def refuse_export(path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError for such a file."""
+    if is_export(path):
+        others = " or ".join(row.suffixes[0] for row in FORMATS.values() if not row.export)
+        told = "is an export without optimizer or random state"
+        raise CheckpointError(f"{path}: an {format_of(path)} file {told}; resume from {others}")
 
 
 def save(checkpoint: Checkpoint, path: str | os.PathLike[str], **options: Any) -> Any:
@@ -90,12 +111,7 @@ class CheckpointSaver:
     """
 
     def __init__(self, format: CheckpointFormat | str = CheckpointFormat.JSON) -> None:
-        names = CheckpointFormat.__members__
-        if isinstance(format, str):
-            if format.upper() not in names:
-                raise CheckpointError(f"checkpoint format {format!r} is unknown; use one of {', '.join(names)}")
-            format = names[format.upper()]
-        self.format = CheckpointFormat(format)
+        self.format = CheckpointFormat.of(format)
 
     def save_checkpoint(self, checkpoint: Checkpoint, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write a checkpoint; see ``save``."""

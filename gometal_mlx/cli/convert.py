@@ -8,6 +8,7 @@ from typing import Any
 from ..checkpoints import CheckpointFormat, load, save
 from ..checkpoints.formats import format_of
 from ..errors import CheckpointError
+from .table import say
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,10 +52,10 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load(args.input, **({"external_data": True} if "read_external" in given else {}))
     report = save(checkpoint, args.output, **options)
     for note in checkpoint.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     if onnx and report is not None:
-        print(f"onnxruntime agrees with MLX: relative difference {report.relative_difference:.1e}")
+        say(f"onnxruntime agrees with MLX: relative difference {report.relative_difference:.1e}")
     if onnx and checkpoint.optimizer_state is not None:
-        print("note: the optimizer state stays behind; an ONNX file is for inference")
-    print(f"{args.output}: written, {checkpoint!r}")
+        say("note: the optimizer state stays behind; an ONNX file is for inference")
+    say(f"{args.output}: written, {checkpoint!r}")
     return 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoints import load
 from ..checkpoints.difference import difference
-from .table import printable, table
+from .table import say, table
 
 ROWS = 20  # of one part; --json has them all
 VALUE_LENGTH = 60
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Print what differs as text or JSON; differing metadata alone is no difference."""
     a, b = load(args.a), load(args.b)
     found = {**difference(a, b), "notes": {"A": a.notes, "B": b.notes}}
-    print(printable(json.dumps(found, indent=2) if args.json else _text(args.a, args.b, found)))
+    say(json.dumps(found, indent=2) if args.json else _text(args.a, args.b, found))
     return 0 if found["equal"] else 1
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoints import load
 from ..checkpoints.report import report
-from .table import printable, size_text, table
+from .table import say, size_text, table
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the report as text or JSON."""
     found = report(load(args.file, tolerant=True), file_bytes=Path(args.file).stat().st_size)
     text = json.dumps(found, indent=2, default=lambda v: v.tolist()) if args.json else _text(args.file, found)
-    print(printable(text))
+    say(text)
     return 0
 
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout:  # else it was closed before Python began
             sys.stdout.flush()
     except GoMetalError as e:
-        print(f"gometal {args.command}: {printable(str(e))}", file=sys.stderr)
+        print(printable(f"gometal {args.command}: {e}", but=""), file=sys.stderr)  # one line
         return 1
     except KeyboardInterrupt:
         print(f"gometal {args.command}: interrupted", file=sys.stderr)

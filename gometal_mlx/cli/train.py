@@ -17,7 +17,7 @@ from ..errors import GoMetalError, ShapeError, SpecError
 from ..inference import Predictor
 from ..layers import ModelBuilder, ModelSpec
 from ..training import ModelTrainer, OptimizerType, ProgressPrinter, TrainerConfig
-from .table import size_text, table
+from .table import say, size_text, table
 
 EPOCHS = {"mlp": 40, "cnn": 20}
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         tempfile.TemporaryFile(dir=args.out).close()
     except OSError as e:
         raise GoMetalError(f"{args.out}: cannot be used as a folder: {e.strerror or e}") from e
-    print(
+    say(
         f"{args.model} with {spec.total_parameters:,} parameters on {len(train):,} rows, judged on {len(test):,} others"
     )
     start = time.perf_counter()
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     told = f"{epochs} epochs" if trainer.epoch == epochs else f"interrupted after {trainer.epoch} of {epochs} epochs"
     rows: list[tuple[object, ...]] = [("training", f"{time.perf_counter() - start:.1f} s", told)]
     rows += _save_and_check(trainer, args.out / f"{Path(args.data).stem}_{args.model}", test)
-    print(table(rows))
+    say(table(rows))
     return 0
 
 

@@ -16,6 +16,7 @@ from ..checkpoints.folder import ANY, CheckpointFolder
 from ..checkpoints.formats import format_of
 from ..errors import CheckpointError, GoMetalError, naming
 from ..layers import Model
+from .table import say
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
         report = verify_file(Path(args.file), tolerance=args.tolerance)
         sizes = " and ".join(map(str, report.batch_sizes))
         edges = f"{report.edge_rows} edge cases"
-        print(f"{args.file}: ok; checker passed, onnxruntime agrees with MLX on batches of {sizes}, and on {edges}")
-        print(f"  largest difference {report.largest_difference:.2e}, relative {report.relative_difference:.1e}")
+        say(f"{args.file}: ok; checker passed, onnxruntime agrees with MLX on batches of {sizes}, and on {edges}")
+        say(f"  largest difference {report.largest_difference:.2e}, relative {report.relative_difference:.1e}")
         return 0
     checkpoint = load(args.file)
     with naming(args.file):
@@ -46,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if not np.isfinite(np.array(model(mx.array(x)))).all():
         raise CheckpointError(f"{args.file}: the model runs, but gives NaN or infinity on normal random inputs")
     for note in checkpoint.notes:
-        print(f"note: {note}")
-    print(f"{args.file}: ok; {checkpoint!r}")
+        say(f"note: {note}")
+    say(f"{args.file}: ok; {checkpoint!r}")
     return 0
 
 
@@ -58,15 +59,15 @@ def _folder(path: Path) -> int:
         raise CheckpointError(f"{path}: no checkpoint in it")
     broken = len(folder.unread)
     for told in folder.unread:
-        print(told)
+        say(told)
     for entry in folder.newest_first():
         try:
             folder.check(entry)
             load(path / entry.name)
-            print(f"{path / entry.name}: ok; {entry.kind}, epoch {entry.epoch}, step {entry.step}")
+            say(f"{path / entry.name}: ok; {entry.kind}, epoch {entry.epoch}, step {entry.step}")
         except GoMetalError as e:
             broken += 1
-            print(e)
+            say(str(e))
     if broken:
         raise CheckpointError(f"{path}: {broken} of {len(folder.entries) + len(folder.unread)} files are damaged")
     return 0

@@ -253,7 +253,7 @@ def normalise(spec: ModelSpec, notes: list[str]) -> ModelSpec:
     for old, new in zip(spec.layers, result.layers, strict=True):
         for key, value in LAYERS[new.type].stated(old.parameters).items():
             if value != new.parameters[key]:
-                found = f"{key} = {_go(value)}"
+                found = f"{key} = {shown(value) if isinstance(value, str) else _go(value)}"
                 notes.append(
                     f"layer {new.name!r}: ignored {found}, its input {new.input_shape} gives {new.parameters[key]}"
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -79,6 +79,40 @@ class Callback:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a ``state_dict``."""
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """The callbacks of one fit, in the order in which they are called, and what all their events share."""
+
+    trainer: Trainer
+    epochs: int
+    batches: int
+    callbacks: Sequence[Callback]
+
+    def tell(self, method: str, epoch: int, **values: Any) -> None:
+        """Call a method of each; an error ends it."""
+        event = Event(self.trainer, epoch, self.epochs, batches=self.batches, **values)
+        for callback in self.callbacks:
+            getattr(callback, method)(event)
+
+    def tell_all(self, method: str, epoch: int, failed: BaseException | None, **values: Any) -> BaseException | None:
+        """Call a method of each, whoever fails, for those that save come last.
+
+        Args:
+            failed: what has ended fit.
+        Returns: that, or else the first error here; further ones become its notes.
+        """
+        event = Event(self.trainer, epoch, self.epochs, batches=self.batches, **values)
+        for callback in self.callbacks:
+            try:
+                getattr(callback, method)(event)
+            except BaseException as e:
+                if failed is None:
+                    failed = e
+                else:
+                    failed.add_note(f"{type(callback).__name__}.{method}: {type(e).__name__}: {e}")
+        return failed
 
 
 class EarlyStopping(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from html import escape
 from typing import Any
 
 
@@ -47,9 +48,9 @@ class History:
         return f"History({len(self)} epochs, last: {last})"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{c}</th>" for c in self.columns)
+        head = "".join(f"<th>{escape(c)}</th>" for c in self.columns)
         cells = [[r.get(c) for c in self.columns] for r in self]
-        rows = "".join("<tr>" + "".join(f"<td>{_short(c)}</td>" for c in row) + "</tr>" for row in cells)
+        rows = "".join("<tr>" + "".join(f"<td>{escape(_short(c))}</td>" for c in row) + "</tr>" for row in cells)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from .._types import is_int, is_number
-from ..checkpoints import Checkpoint, CheckpointFormat
+from ..checkpoints import Checkpoint, CheckpointFormat, load
 from ..checkpoints.checksum import checksum
 from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder, Entry
-from ..checkpoints.formats import FORMATS, CheckpointSaver
+from ..checkpoints.formats import FORMATS, Format, is_export, refuse_export
 from ..errors import CheckpointError, GoMetalError, SpecError
 from .callbacks import Callback, Event, monitored, usual_mode
 from .resumable import RestoreReport, ResumableTrainer
@@ -71,16 +71,14 @@ class CheckpointConfig:
         kinds: dict[str, tuple[Any, str]] = {
             "filename_pattern": (str, "a text"),
             "monitor": (str | None, "a metric's name"),
-            "format": (CheckpointFormat | str, "a CheckpointFormat"),
         }
         for name, (kind, needed) in kinds.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise SpecError(f"CheckpointConfig: {name} must be {needed}, got {value!r}")
-        names = CheckpointFormat.__members__
-        if isinstance(self.format, str):
-            if self.format.upper() not in names:
-                raise SpecError(f"CheckpointConfig: format {self.format!r} is unknown; use one of {', '.join(names)}")
-            object.__setattr__(self, "format", names[self.format.upper()])
+        try:
+            object.__setattr__(self, "format", CheckpointFormat.of(self.format))
+        except CheckpointError as e:
+            raise SpecError(f"CheckpointConfig: {e}") from e
         if not self.filename_pattern:
             object.__setattr__(self, "filename_pattern", DEFAULT_PATTERN)
         pattern = self.filename_pattern
@@ -101,10 +99,15 @@ class CheckpointConfig:
         for name, (needed, allowed) in checks.items():
             if not allowed:
                 raise SpecError(f"CheckpointConfig: {name} must be {needed}, got {getattr(self, name)!r}")
-        if self.async_save and self.format == CheckpointFormat.ONNX:
-            raise SpecError(
-                "CheckpointConfig: async_save works with JSON and SAFETENSORS; an ONNX export runs the model"
-            )
+        if self.async_save and self.row.export:
+            others = " and ".join(str(kind) for kind, row in FORMATS.items() if not row.export)
+            told = f"an {self.format} export runs the model, which a thread cannot"
+            raise SpecError(f"CheckpointConfig: async_save works with {others}; {told}")
+
+    @property
+    def row(self) -> Format:
+        """What the format can."""
+        return FORMATS[self.format]  # type: ignore[index]  # a member since __post_init__
 
 
 def _count(name: str, value: Any) -> int:
@@ -130,9 +133,7 @@ class CheckpointManager(Callback):
     def __init__(self, trainer: ResumableTrainer, config: CheckpointConfig | None = None) -> None:
         self.trainer, self.config = trainer, config or CheckpointConfig()
         self.folder = CheckpointFolder(self.config.save_directory, self.config.filename_pattern)
-        self._format = CheckpointSaver(self.config.format).format
-        self._suffix = FORMATS[self._format].suffixes[0]
-        self._worker = ThreadPoolExecutor(1, "checkpoint") if self.config.async_save else None
+        self._worker: ThreadPoolExecutor | None = None  # where files are written with async_save; from the first on
         self._job: Future[None] | None = None
         self._best_loss, self._best_accuracy = math.inf, 0.0  # of go-metal's rule
         self._last_step, self._last_time = trainer.step, time.monotonic()
@@ -176,17 +177,10 @@ class CheckpointManager(Callback):
         """
         self.wait()
         if path is not None:
-            return self.trainer.restore(self._load(Path(path)), strict=strict)
-        entries = [e for e in self.list() if not e.name.endswith(".onnx")]
+            refuse_export(path)
+            return self.trainer.restore(load(path), strict=strict)
+        entries = [e for e in self.list() if not is_export(e.name)]
         return self.trainer.restore(self.folder.load_newest(entries)[1], strict=strict)
-
-    def _load(self, path: Path) -> Checkpoint:
-        if path.suffix == ".onnx":
-            told = "an ONNX file is an export without optimizer or random state; resume from .json or .safetensors"
-            raise CheckpointError(f"{path}: {told}")
-        from ..checkpoints import load
-
-        return load(path)
 
     # ---------------------------------------------------------------------------------------------- what there is
 
@@ -222,6 +216,7 @@ class CheckpointManager(Callback):
         finally:
             if self._worker is not None:
                 self._worker.shutdown()
+            self._worker = None
             self.folder.close()
 
     def __enter__(self) -> Self:
@@ -256,7 +251,7 @@ class CheckpointManager(Callback):
         self._try(self.save_periodic_checkpoint, event.epoch, step, loss, accuracy)
 
     def on_interrupt(self, event: Event) -> None:
-        if not self.config.save_on_interrupt or self.config.format == CheckpointFormat.ONNX:
+        if not self.config.save_on_interrupt or self.config.row.export:
             return
         reason = f"{type(event.error).__name__}: {event.error}" if event.error else "interrupted"
         name = "rescue_checkpoint"
@@ -318,10 +313,11 @@ class CheckpointManager(Callback):
         if value is not None:
             checkpoint.extras["monitored"] = value  # by which a folder without its manifest knows the best
         checkpoint.extras["metrics"] = {k: v for k, v in metrics.items() if v is not None and math.isfinite(v)}
-        path = self.folder.path / f"{stem}{self._suffix}"
-        if self._worker is None:
+        path = self.folder.path / f"{stem}{self.config.row.suffixes[0]}"
+        if not self.config.async_save:
             self._write(checkpoint, path, kind, value)
         else:
+            self._worker = self._worker or ThreadPoolExecutor(1, "checkpoint")
             self._job = self._worker.submit(self._write, checkpoint, path, kind, value)
         self._last_step, self._last_time = self.trainer.step, time.monotonic()
         self._spent += time.monotonic() - start
@@ -331,7 +327,7 @@ class CheckpointManager(Callback):
         """Write, make durable, enter into the manifest, and only then delete what is not kept; numpy only."""
         state, written = checkpoint.training_state, self.folder.staged(path.name)
         try:
-            made = FORMATS[self._format].save(checkpoint, written)
+            made = self.config.row.save(checkpoint, written)
             found = made if isinstance(made, str) else checksum(written)  # ONNX returns the report of its proof
             size = written.stat().st_size
             self.folder.add(Entry(path.name, kind, state.epoch, state.step, found, size, value), written)

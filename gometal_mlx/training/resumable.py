@@ -25,6 +25,7 @@ from ..checkpoints import (
 )
 from ..checkpoints.checkpoint import with_statistics
 from ..checkpoints.folder import ANY, CheckpointFolder
+from ..checkpoints.formats import is_export, refuse_export
 from ..checkpoints.values import check_extras
 from ..errors import CheckpointError, naming, shown
 from ..layers import Model
@@ -66,7 +67,7 @@ def _load(path: str | os.PathLike[str]) -> tuple[Path, Checkpoint]:
         return Path(path), load(path)
     file = Path(path)
     folder = CheckpointFolder(file, ANY)
-    return folder.load_newest(e for e in folder.newest_first() if not e.name.endswith(".onnx"))
+    return folder.load_newest(e for e in folder.newest_first() if not is_export(e.name))
 
 
 class ResumableTrainer(Trainer):
@@ -126,9 +127,7 @@ class ResumableTrainer(Trainer):
 
         Raises: CheckpointError if the file holds no configuration (only gometal_mlx writes one).
         """
-        if str(path).endswith(".onnx"):
-            told = "an ONNX file is an export without optimizer or random state; resume from .json or .safetensors"
-            raise CheckpointError(f"{path}: {told}")
+        refuse_export(path)
         path, checkpoint = _load(path)
         with naming(path):
             if (run := RunState.from_extras(checkpoint.extras)) is None:
@@ -221,9 +220,8 @@ class ResumableTrainer(Trainer):
         saved, slots = checkpoint.optimizer_state, self._slots()
         live = False
         if saved is not None and saved.type != optimizer.json_type:
-            raise CheckpointError(
-                f"restore: the optimizer state is of {saved.type}, the trainer uses {optimizer.json_type}"
-            )
+            told = f"the optimizer state is of {repr(saved.type)[1:-1]}, the trainer uses {optimizer.json_type}"
+            raise CheckpointError(f"restore: {told}")
         if saved is not None and not reset:
             live = optimizer.restore(saved.parameters, saved.state_data, slots)
         elif not optimizer.in_go_metal and run is not None and run.optimizer and not reset:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,7 +21,7 @@ from ..errors import SpecError, TrainingError, shown
 from ..layers import Model, ModelSpec
 from ..layers.base import STATISTICS, suggest
 from ..optimizers import Optimizer, make_optimizer
-from .callbacks import Callback, Event
+from .callbacks import Callback, Listeners
 from .config import TrainerConfig
 from .history import History
 from .losses import LOSSES
@@ -32,13 +32,6 @@ from .schedulers import LRScheduler
 from .step import Carried, TrainingStep
 
 Data = DataLoader | tuple[npt.ArrayLike, npt.ArrayLike]
-
-
-class Tell(Protocol):
-    """Sends an event to every callback."""
-
-    def __call__(self, method: str, epoch: int, **values: Any) -> None:
-        """Call that method of each with the event."""
 
 
 class Trainer:
@@ -193,28 +186,29 @@ class Trainer:
             loader.epoch = self.epoch  # five epochs and five more see the rows in the order of ten
         validation = None if validation_data is None else self._as_loader(validation_data, shuffle=False)
         listeners = self._listeners(callbacks, checkpoints)
+        pending = self._pending
         run = self._begin(loader, listeners)
         last = run.start + int(epochs)
-
-        def tell(method: str, epoch: int, **values: Any) -> None:
-            event = Event(self, epoch, last, batches=len(loader), **values)
-            for listener in listeners:
-                getattr(listener, method)(event)
-
+        told = Listeners(self, last, len(loader), listeners)
         with interruptible() as stop:
-            tell("on_fit_begin", self.epoch + 1, resumed=run.resumed)
+            try:
+                told.tell("on_fit_begin", self.epoch + 1, resumed=run.resumed)
+            except BaseException:  # nothing has begun: the call may be made again
+                self._run, self._pending = None, pending
+                raise
+            failed: BaseException | None = None
             try:
                 while self.epoch < last and not self.should_stop and not stop.requested:
-                    self._epoch(loader, validation, tell, stop)
-                if stop.requested and self.epoch < last:
-                    tell("on_interrupt", self.epoch + 1, batch=loader.batch)
+                    self._epoch(loader, validation, told, stop)
             except BaseException as e:
-                tell("on_interrupt", self.epoch + 1, batch=loader.batch, error=e)
-                raise
-            finally:
-                run.stopping = self.should_stop
-                self._run, self._pending = None, run if stop.requested and self.epoch < last else None
-                tell("on_fit_end", self.epoch)
+                failed = e
+            if failed is not None or (stop.requested and self.epoch < last):
+                failed = told.tell_all("on_interrupt", self.epoch + 1, failed, batch=loader.batch, error=failed)
+            run.stopping = self.should_stop
+            self._run, self._pending = None, run if stop.requested and self.epoch < last else None
+            failed = told.tell_all("on_fit_end", self.epoch, failed)
+            if failed is not None:
+                raise failed
         return self.history
 
     def _listeners(self, callbacks: Sequence[Callback], checkpoints: Callback | None) -> list[Callback]:
@@ -235,13 +229,13 @@ class Trainer:
         self._run, self._pending = run, None  # not before: a call that is refused may be made again
         return run
 
-    def _epoch(self, loader: DataLoader, validation: DataLoader | None, tell: Tell, stop: Interrupt) -> None:
+    def _epoch(self, loader: DataLoader, validation: DataLoader | None, told: Listeners, stop: Interrupt) -> None:
         start = time.perf_counter()
         mx.reset_peak_memory()
         if loader.batch == 0:
             self._step.reset_totals()
             self._follow_schedule()  # in an epoch that is taken up again the rate may have been set by hand
-        tell("on_epoch_begin", self.epoch + 1, batch=loader.batch)
+        told.tell("on_epoch_begin", self.epoch + 1, batch=loader.batch)
         for x, y in loader:
             try:
                 result = self._train(x, y, last=loader.batch == len(loader))
@@ -253,7 +247,7 @@ class Trainer:
             except BaseException:
                 loader.batch -= 1
                 raise
-            tell("on_step_end", self.epoch + 1, batch=loader.batch, result=result)
+            told.tell("on_step_end", self.epoch + 1, batch=loader.batch, result=result)
             if stop.requested and loader.batch < len(loader):
                 return
         loss, correct, rows = self._step.totals
@@ -266,7 +260,7 @@ class Trainer:
                 loader.epoch, loader.batch = loader.epoch - 1, len(loader)
                 raise
         self._finish_epoch(metrics, time.perf_counter() - start)
-        tell("on_epoch_end", self.epoch, batch=len(loader), metrics=metrics)
+        told.tell("on_epoch_end", self.epoch, batch=len(loader), metrics=metrics)
 
     def _finish_epoch(self, metrics: dict[str, float], elapsed_s: float) -> None:
         self.epoch += 1

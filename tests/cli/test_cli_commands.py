@@ -18,6 +18,7 @@ import gometal_mlx as gm
 from gometal_mlx import Predictor
 from gometal_mlx.cli import train
 from gometal_mlx.cli.table import size_text, table
+from gometal_mlx.errors import CheckpointError
 from gometal_mlx.training import Callback, CheckpointConfig, CheckpointManager, Event
 
 SUFFIXES = (".json", ".json.gz", ".safetensors", ".onnx")
@@ -399,12 +400,17 @@ def test_predict_reads_no_damaged_array(run: Any, files: dict[str, Path], tmp_pa
 def test_texts_of_a_file_cannot_command_a_terminal(run: Any, checkpoint: gm.Checkpoint, tmp_path: Path) -> None:
     evil = dataclasses.replace(checkpoint, metadata=gm.checkpoints.CheckpointMetadata(description="\x1b[2Jgone\x07"))
     evil.extras = {**checkpoint.extras, "info": {"\x1b[31m": "\x9b1m"}}
-    gm.save(evil, tmp_path / "evil.json")
+    assert checkpoint.optimizer_state is not None
+    evil.optimizer_state = dataclasses.replace(checkpoint.optimizer_state, type="\x1b]0;title\n")
+    gm.save(evil, file := tmp_path / "evil.json")
     gm.save(checkpoint, tmp_path / "plain.json")
-    for arguments in (["inspect", tmp_path / "evil.json"], ["diff", tmp_path / "evil.json", tmp_path / "plain.json"]):
-        result = run(*arguments)
-        assert "gone" in result.out
+    for arguments in (["inspect"], ["diff", tmp_path / "plain.json"], ["verify"], ["convert", tmp_path / "evil.onnx"]):
+        result = run(arguments[0], file, *arguments[1:])
+        assert result.code == (arguments[0] == "diff")
+        assert "gone" in result.out or "title" in result.out or arguments[0] == "convert"
         assert all(c.isprintable() or c == "\n" for c in result.out)
+    with pytest.raises(CheckpointError, match=r"the optimizer state is of \\x1b\]0;title\\n, the trainer uses Adam$"):
+        gm.ModelTrainer(checkpoint.model_spec).restore(gm.load(file))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

@@ -10,7 +10,7 @@ import pytest
 from training_support import assert_same, blobs, mlp, weights
 
 from gometal_mlx.data import ArrayDataset, DataLoader
-from gometal_mlx.errors import SpecError
+from gometal_mlx.errors import CheckpointError, SpecError
 from gometal_mlx.layers import ModelBuilder
 from gometal_mlx.training import (
     Callback,
@@ -231,3 +231,71 @@ def test_an_overflow_is_not_clipped_into_an_update() -> None:
     assert run._step.loss_scale == 2.0**23
     after = weights(run)
     assert all(np.array_equal(before[n], after[n]) for n in before)
+
+
+class Fails(Callback):
+    """Fails in one of its methods, as often as is said."""
+
+    def __init__(self, method: str, times: int = 1, error: Exception | None = None) -> None:
+        self.times, self.error = times, error or CheckpointError("the folder is locked")
+        setattr(self, method, self._fail)
+
+    def _fail(self, event: Event) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise self.error
+
+
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_a_run_that_could_not_begin_is_begun_by_the_next_call(through_a_file: bool, tmp_path: Path) -> None:
+    unbroken, file = trainer(), tmp_path / "a.json"
+    unbroken.fit((X, Y), 5, callbacks=[EarlyStopping()])
+    broken, stopping = trainer(), EarlyStopping()
+    broken.fit((X, Y), 5, callbacks=[stopping, At(3, 2, interrupt)])
+    if through_a_file:
+        broken.save(file)
+        broken, stopping = ModelTrainer.resume(file), EarlyStopping()
+    with pytest.raises(CheckpointError, match="locked"):
+        broken.fit((X, Y), 5, callbacks=[stopping, Fails("on_fit_begin")])
+    assert broken.checkpoint().extras["data"]["batch"] == 2
+    broken.fit((X, Y), 5, callbacks=[stopping])
+    assert_same(broken, unbroken)
+
+
+def test_a_first_run_that_could_not_begin_leaves_no_run_behind() -> None:
+    run = trainer()
+    with pytest.raises(CheckpointError, match="locked"):
+        run.fit((X, Y), 5, callbacks=[Fails("on_fit_begin")])
+    assert not {"run_start", "data"} & set(run.checkpoint().extras)
+
+
+def test_who_fails_when_a_run_ends_keeps_nobody_from_saving(tmp_path: Path) -> None:
+    def fail(_: ModelTrainer) -> None:
+        raise KeyError("a bug")
+
+    unbroken, broken, stopping = trainer(learning_rate=0.1), trainer(learning_rate=0.1), EarlyStopping(patience=20)
+    unbroken.fit((X, Y), 9, callbacks=[EarlyStopping(patience=20)])
+    others = [Fails("on_interrupt"), Fails("on_fit_end"), stopping, At(6, 3, fail)]
+    with CheckpointManager(broken, CheckpointConfig(tmp_path)) as manager, pytest.raises(KeyError) as e:
+        broken.fit((X, Y), 9, callbacks=others, checkpoints=manager)
+    assert e.value.args == ("a bug",)
+    assert e.value.__notes__ == [
+        f"Fails.{m}: CheckpointError: the folder is locked" for m in ("on_interrupt", "on_fit_end")
+    ]
+    resumed = ModelTrainer.resume(tmp_path / "rescue_checkpoint.json")
+    resumed.fit((X, Y), 9, callbacks=[EarlyStopping(patience=20)])
+    assert_same(resumed, unbroken)
+
+
+def test_who_fails_at_ctrl_c_is_told_when_everybody_has_heard_of_it(tmp_path: Path) -> None:
+    broken = trainer()
+    callbacks = [Fails("on_interrupt"), Fails("on_interrupt", error=KeyError("second")), At(2, 3, interrupt)]
+    with CheckpointManager(broken, CheckpointConfig(tmp_path)) as manager, pytest.raises(CheckpointError) as e:
+        broken.fit((X, Y), 4, callbacks=callbacks, checkpoints=manager)
+    assert e.value.__notes__ == ["Fails.on_interrupt: KeyError: 'second'"]
+    unbroken = trainer()
+    unbroken.fit((X, Y), 4)
+    resumed = ModelTrainer.resume(tmp_path / "rescue_checkpoint.json")
+    for run in (broken, resumed):  # the trainer itself can go on, too
+        run.fit((X, Y), 4)
+        assert_same(run, unbroken)

@@ -423,8 +423,20 @@ def test_an_onnx_file_is_not_resumed_from(tmp_path):
     t = trainer()
     with manager(t, tmp_path, format="ONNX") as m:
         path = m.save_checkpoint()
-        with pytest.raises(CheckpointError, match="an ONNX file is an export"):
-            m.load_checkpoint(path)
+        for name in (path, path.rename(path.with_suffix(".ONNX"))):
+            with pytest.raises(CheckpointError, match="an ONNX file is an export"):
+                m.load_checkpoint(name)
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_manager_that_was_closed_opens_its_folder_again(tmp_path, in_thread):
+    t = trainer()
+    m = manager(t, tmp_path, async_save=in_thread)
+    for _ in range(2):
+        t.train_batch(*DATA)
+        m.save_checkpoint()
+        m.close()
+    assert [e.step for e in manager(t, tmp_path).list()] == [2, 1]
 
 
 def test_nothing_warns_in_a_normal_run(tmp_path):

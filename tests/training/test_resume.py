@@ -246,11 +246,13 @@ def test_other_layer_names_are_matched_by_position():
     np.testing.assert_array_equal(a.predict(blobs(5)[0]), b.predict(blobs(5)[0]))
 
 
-def test_resume_from_onnx_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["a.onnx", "A.ONNX"])
+def test_resume_from_onnx_is_refused(tmp_path, name):
     trainer = ModelTrainer(mlp(), config())
-    trainer.save(tmp_path / "a.onnx")
-    with pytest.raises(CheckpointError, match=r"a.onnx: an ONNX file is an export without optimizer"):
-        ModelTrainer.resume(tmp_path / "a.onnx")
+    trainer.save(tmp_path / name)
+    told = rf"{name}: an ONNX file is an export without optimizer or random state; resume from .json or .safetensors$"
+    with pytest.raises(CheckpointError, match=told):
+        ModelTrainer.resume(tmp_path / name)
 
 
 def test_steps_are_counted_on_when_the_optimizer_starts_fresh():

@@ -19,6 +19,7 @@ from gometal_mlx.training import (
     Callback,
     CosineAnnealingLRScheduler,
     EarlyStopping,
+    History,
     ModelTrainer,
     ReduceLROnPlateauScheduler,
     StepLRScheduler,
@@ -147,6 +148,8 @@ def test_history_and_counters():
     assert history[-1]["val_loss"] == t.evaluate((x[:4], y[:4]))["loss"]
     assert "3 epochs" in repr(history)
     assert "<table>" in history._repr_html_()
+    assert "<th>&lt;b&gt;</th>" in History([{"<b>": "<i>"}])._repr_html_()  # a file's
+    assert "<td>&lt;i&gt;</td>" in History([{"<b>": "<i>"}])._repr_html_()
     with pytest.raises(KeyError, match="recorded: epoch"):
         history["nothing"]
 
