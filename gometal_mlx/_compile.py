@@ -18,6 +18,7 @@ import functools
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -124,7 +125,8 @@ def kernel_folder() -> str:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder, 0o700)
-        return folder if os.path.isdir(folder) and os.stat(folder).st_uid == os.geteuid() else usual
+        found = os.lstat(folder)  # a link would be somebody else's choice
+        return folder if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() else usual
     except OSError:
         return usual
 

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from .._compile import evaluated, tell_if_there_is_no_compiler
 from .._lanes import Lanes, begin, side_by_side, spread
 from .._leaving import remember_thread
-from .._types import FloatArray, Shape, number, view
+from .._types import FloatArray, number, view
 from ..errors import SpecError, TrainingError
 from ..layers import Model
 from ..layers._prepared import Prepared
@@ -79,7 +79,7 @@ class TrainingStep:
             self._state["accumulated"] = stored or zeros
             self._state["weight"] = mx.array(float(carried.waiting[1]))
         tell_if_there_is_no_compiler()
-        self._tried: set[Shape] = set()  # batch shapes that have been compiled
+        self._tried: set[tuple[object, ...]] = set()  # kinds of steps for which there are kernels
         self._waiting = carried.waiting[0]
         self._good: State | None = None
         self._dtype = getattr(mx, config.precision) if config.use_mixed_precision else None
@@ -260,21 +260,23 @@ class TrainingStep:
     def _locked(self, x: mx.array, y: mx.array, *, last: bool) -> Result:
         self.check_frozen()
         self._prepared.forget()
-        keep = self._config.stop_on_nan or x.shape not in self._tried
+        applies = last or self._waiting + 1 >= self._config.accumulation_steps
+        kind = (x.shape, y.shape, y.dtype, applies)
+        keep = self._config.stop_on_nan or kind not in self._tried
         before = self._snapshot() if keep else None
         if before is None:
-            return self._advance(x, y, last=last)
+            return self._advance(x, y, applies=applies)
         loss, correct = evaluated(
-            lambda: self._advance(x, y, last=last), lambda: self._put_back(*before), new=x.shape not in self._tried
+            lambda: self._advance(x, y, applies=applies), lambda: self._put_back(*before), new=kind not in self._tried
         )
-        self._tried.add(x.shape)
+        self._tried.add(kind)
         if self._config.stop_on_nan:
             if not np.isfinite(found := number(loss)):
                 self._go_back(found, before, x)
             self._good = before  # the state that this finite loss was computed from
         return loss, correct
 
-    def _advance(self, x: mx.array, y: mx.array, *, last: bool) -> Result:
+    def _advance(self, x: mx.array, y: mx.array, *, applies: bool) -> Result:
         with side_by_side(lane_count(x.shape[0], self._lane_rows)) as lanes:
             several = len(lanes) > 1
             weights = tree_flatten(self._model.trainable_parameters()) if several else []
@@ -286,7 +288,7 @@ class TrainingStep:
             else:
                 loss, correct = self._collect(x, y, lanes)
                 self._waiting += 1
-                if last or self._waiting >= self._config.accumulation_steps:
+                if applies:
                     self._apply()
                     self._waiting = 0
             if several:

@@ -162,6 +162,33 @@ def test_options_for_the_compiler_change_speed_alone(tmp_path: Path) -> None:
     assert told["refused"] == [True, False] * len(told["keep"])  # with the options, and then without
 
 
+MANY_KINDS = """
+import json, sys
+import numpy as np
+import gometal_mlx as gm
+
+x, y = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32), np.arange(8) % 3
+spec = gm.ModelBuilder((8, 5)).add_dense(7).add_swish().add_dense(3).compile()
+for steps, labels in ((2, y), (1, y), (1, np.eye(3)[y])):
+    for optimizer in ("Adam", "LBFGS"):
+        if optimizer == "Adam" or steps == 1:
+            config = gm.TrainerConfig(seed=0, optimizer_type=optimizer, accumulation_steps=steps, stop_on_nan=False)
+            trainer = gm.ModelTrainer(spec, config)
+            for given in (y, labels, labels, y, labels):
+                trainer.train_batch(x, given)
+            trainer.predict(x)
+print(json.dumps(0))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="only g++ gets options")
+def test_every_kernel_of_a_step_is_compiled_with_our_options(tmp_path: Path) -> None:
+    """Also those of an update that several batches have waited for, and for other labels of a known batch."""
+    run(MANY_KINDS, TMPDIR=str(tmp_path))
+    assert len(list(tmp_path.glob("gometal_mlx-*/mlx/*/cpu/*.so"))) > 10
+    assert not list(tmp_path.glob("mlx/*/cpu/*.so"))
+
+
 STALE = """
 import json, sys, tempfile
 from gometal_mlx._compile import evaluated, kernel_folder, temporary_folder
@@ -174,7 +201,7 @@ print(json.dumps([found, kernel_folder(), temporary_folder(), tempfile.gettempdi
 
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="only g++ gets options")
-@pytest.mark.parametrize("case", ["compiled by MLX alone", "not ours", "not a folder"])
+@pytest.mark.parametrize("case", ["compiled by MLX alone", "not ours", "not a folder", "a link"])
 def test_kernels_that_others_have_compiled_are_not_taken(case: str, tmp_path: Path) -> None:
     """MLX takes what lies in its folder, however it was compiled: sigmoids of 15 times the time."""
     log, real = tmp_path / "log", shutil.which("g++")
@@ -195,6 +222,9 @@ def test_kernels_that_others_have_compiled_are_not_taken(case: str, tmp_path: Pa
     if case == "not a folder":
         Path(folder).rmdir()
         Path(folder).write_text("")
+    elif case == "a link":
+        Path(folder).rename(tmp_path / "real")
+        Path(folder).symlink_to(tmp_path / "real")
     elif case == "not ours":
         if os.geteuid():
             pytest.skip("only root can give a folder away")
