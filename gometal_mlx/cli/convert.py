@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..checkpoints import CheckpointFormat, load, save
+from ..checkpoints import CheckpointFormat, save
 from ..checkpoints.formats import format_of
 from ..errors import CheckpointError
+from .source import add_read_external, read
 from .table import say
 
 
@@ -20,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
     )
     p.add_argument("input", help="the file to read")
     p.add_argument("output", help="the file to write; its suffix chooses the format")
-    p.add_argument("--read-external", action="store_true", help="read an ONNX file's weights from files beside it, too")
+    add_read_external(p)
     p.add_argument("--no-extras", dest="extras", action="store_false", help="leave out what only gometal_mlx reads")
     onnx = p.add_argument_group("when writing ONNX").add_argument
     options = [
@@ -47,9 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if wrong := [flags.get(k, "--no-extras") for k in options if (k in flags) != onnx]:
         needed = "a .json or .safetensors" if onnx else "an .onnx"
         raise CheckpointError(f"{args.output}: {wrong[0]} needs {needed} file as output")
-    if "read_external" in given and format_of(args.input) != CheckpointFormat.ONNX:
-        raise CheckpointError(f"{args.input}: --read-external needs an .onnx file as input")
-    checkpoint = load(args.input, **({"external_data": True} if "read_external" in given else {}))
+    (checkpoint,) = read(args, args.input)
     report = save(checkpoint, args.output, **options)
     for note in checkpoint.notes:
         say(f"note: {note}")

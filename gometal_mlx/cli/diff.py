@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from ..checkpoints import load
 from ..checkpoints.difference import difference
+from .source import add_read_external, read
 from .table import say, table
 
 ROWS = 20  # of one part; --json has them all
@@ -20,12 +20,13 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("a", metavar="A", help="a file")
     p.add_argument("b", metavar="B", help="the file to compare it with")
     p.add_argument("--json", action="store_true", help="print one JSON object for machines")
+    add_read_external(p)
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what differs as text or JSON; differing metadata alone is no difference."""
-    a, b = load(args.a), load(args.b)
+    a, b = read(args, args.a, args.b)
     found = {**difference(a, b), "notes": {"A": a.notes, "B": b.notes}}
     say(json.dumps(found, indent=2) if args.json else _text(args.a, args.b, found))
     return 0 if found["equal"] else 1

@@ -8,8 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import load
 from ..checkpoints.report import report
+from .source import add_read_external, read
 from .table import say, size_text, table
 
 
@@ -18,12 +18,14 @@ def add_parser(subparsers: Any) -> None:
     p = subparsers.add_parser("inspect", help="show metadata, training state, architecture and weights of a file")
     p.add_argument("file")
     p.add_argument("--json", action="store_true", help="print one JSON object for machines")
+    add_read_external(p)
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report as text or JSON."""
-    found = report(load(args.file, tolerant=True), file_bytes=Path(args.file).stat().st_size)
+    (checkpoint,) = read(args, args.file, tolerant=True)
+    found = report(checkpoint, file_bytes=Path(args.file).stat().st_size)
     text = json.dumps(found, indent=2, default=lambda v: v.tolist()) if args.json else _text(args.file, found)
     say(text)
     return 0

@@ -11,6 +11,7 @@ import numpy as np
 from ..checkpoints.atomic import replacing
 from ..errors import CheckpointError, naming
 from ..inference import ENGINES, Predictor
+from .source import add_read_external, read
 
 
 def add_parser(subparsers: Any) -> None:
@@ -20,12 +21,15 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("input", help=".npy file of shape (rows, ...)")
     p.add_argument("--engine", choices=ENGINES, default="mlx", help="what computes; onnxruntime is faster on a CPU")
     p.add_argument("--out", type=Path, help="write the predictions to this .npy file instead of printing them")
+    add_read_external(p)
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict; print one row a line, or write an array."""
-    predictor = Predictor(args.file, engine=args.engine)
+    (checkpoint,) = read(args, args.file)
+    with naming(args.file):
+        predictor = Predictor(checkpoint, engine=args.engine)
     try:
         with open(args.input, "rb") as file:
             inputs = np.lib.format.read_array(file, allow_pickle=False)

@@ -16,6 +16,7 @@ from ..checkpoints.folder import ANY, CheckpointFolder
 from ..checkpoints.formats import format_of
 from ..errors import CheckpointError, GoMetalError, naming
 from ..layers import Model
+from .source import add_read_external, external_data, read
 from .table import say
 
 
@@ -23,7 +24,9 @@ def add_parser(subparsers: Any) -> None:
     """Declare the subcommand."""
     p = subparsers.add_parser("verify", help="check that a file, or a folder of them, is whole, consistent and runs")
     p.add_argument("file", help="a checkpoint, or the folder of a CheckpointManager")
-    p.add_argument("--tolerance", type=float, default=1e-5, help="ONNX: largest relative difference (default 1e-5)")
+    told = "ONNX: largest relative difference (default 1e-5)"
+    p.add_argument("--tolerance", type=float, default=argparse.SUPPRESS, help=told)
+    add_read_external(p)
     p.set_defaults(run=run)
 
 
@@ -34,13 +37,15 @@ def run(args: argparse.Namespace) -> int:
     if format_of(args.file) == CheckpointFormat.ONNX and Path(args.file).is_file():
         from ..checkpoints.onnx import verify_file
 
-        report = verify_file(Path(args.file), tolerance=args.tolerance)
+        (external,) = external_data(args, args.file)
+        given = {k: v for k, v in vars(args).items() if k == "tolerance"}
+        report = verify_file(Path(args.file), external_data=external, **given)
         sizes = " and ".join(map(str, report.batch_sizes))
         edges = f"{report.edge_rows} edge cases"
         say(f"{args.file}: ok; checker passed, onnxruntime agrees with MLX on batches of {sizes}, and on {edges}")
         say(f"  largest difference {report.largest_difference:.2e}, relative {report.relative_difference:.1e}")
         return 0
-    checkpoint = load(args.file)
+    (checkpoint,) = read(args, args.file)
     with naming(args.file):
         model = Model.from_checkpoint(checkpoint)
     x = np.random.default_rng(0).standard_normal((2, *model.spec.input_shape[1:])).astype(np.float32)

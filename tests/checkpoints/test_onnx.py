@@ -319,11 +319,15 @@ def test_verify_file_checks_a_file(path: Path) -> None:
     assert report.ok
     assert report.batch_sizes == (1, 7)
     proto = onnx.load(path)
-    proto.graph.node[0].op_type = "Nothing"
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value += 1
     onnx.save(proto, path)
     with pytest.raises(CheckpointError) as e:
         verify_file(path)
     one_line(e.value, str(path), "checker objects")
+    proto.graph.node[0].op_type = "Nothing"
+    onnx.save(proto, path)
+    with pytest.raises(UnsupportedError, match=r"\(Nothing\): no layer does this"):
+        verify_file(path)
 
 
 # --------------------------------------------------------------------------------------------------------- metadata

@@ -160,9 +160,23 @@ def test_convert_with_weights_beside_the_graph(run: Any, files: dict[str, Path],
     result = run("convert", files[".json"], out, "--external-data", "--no-verify")
     assert "onnxruntime agrees" not in result.out
     assert len(list(tmp_path.glob("m.onnx.*.data"))) == 1
-    assert run("convert", out, back).code == 1
-    assert run("convert", out, back, "--read-external").code == 0
+    np.save(tmp_path / "x.npy", np.ones((2, 3), np.float32))
+    for command, *others in (
+        ["convert", back],
+        ["inspect"],
+        ["verify"],
+        ["diff", out],
+        ["predict", tmp_path / "x.npy"],
+    ):
+        refused = run(command, out, *others)
+        assert (refused.code, refused.err.count("\n")) == (1, 1)
+        assert "lies in another file; load(path, external_data=True), or --read-external, reads" in refused.err
+        assert run(command, out, *others, "--read-external").code == 0
     assert content(gm.load(back)) == content(gm.load(files[".json"]))
+    assert run("diff", out, files[".json"], "--read-external").out.count("Weights") == 0
+    (data,) = tmp_path.glob("m.onnx.*.data")
+    data.write_bytes(data.read_bytes()[:-4])
+    assert "is damaged" in run("verify", out, "--read-external").err
 
 
 def test_convert_without_extras(run: Any, files: dict[str, Path], tmp_path: Path) -> None:
@@ -173,8 +187,11 @@ def test_convert_without_extras(run: Any, files: dict[str, Path], tmp_path: Path
     assert gm.load(tmp_path / "m.json").extras == {}
 
 
-def test_convert_reads_weights_beside_onnx_files_only(run: Any, files: dict[str, Path], tmp_path: Path) -> None:
-    result = run("convert", files[".json"], tmp_path / "m.onnx", "--read-external")
+@pytest.mark.parametrize(
+    "arguments", [["convert", "m.onnx"], ["inspect"], ["verify"], ["diff", "b.json"], ["predict", "x"]]
+)
+def test_weights_are_read_beside_onnx_files_only(run: Any, files: dict[str, Path], arguments: list[str]) -> None:
+    result = run(arguments[0], files[".json"], *arguments[1:], "--read-external")
     assert result.code == 1
     assert "--read-external needs an .onnx file" in result.err
 

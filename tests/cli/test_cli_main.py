@@ -52,10 +52,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_interrupting_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(path: str, **options: Any) -> None:
+    def interrupted(*paths: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inspect, "load", interrupted)
+    monkeypatch.setattr(inspect, "read", interrupted)
     result = run("inspect", "a.json")
     assert (result.code, result.err) == (130, "gometal inspect: interrupted\n")
 

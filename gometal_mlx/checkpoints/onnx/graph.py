@@ -284,7 +284,7 @@ def array_of(tensor: TensorProto) -> FloatArray:
     if tensor.external_data and tensor.data_location != TensorProto.EXTERNAL:
         raise CheckpointError(f"{where}: names another file, but says that its data is here")
     if tensor.data_location == TensorProto.EXTERNAL:
-        told = "its data lies in another file; load(path, external_data=True) reads that, too"
+        told = "its data lies in another file; load(path, external_data=True), or --read-external, reads that, too"
         raise UnsupportedError(f"{where}: {told}")
     if any(d < 0 for d in tensor.dims) or (count := math.prod(tensor.dims)) > MAX_ELEMENTS:
         raise CheckpointError(f"{where}: dimensions {list(tensor.dims)} are impossible")

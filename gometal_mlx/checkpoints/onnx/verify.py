@@ -168,9 +168,12 @@ def edge_cases(row: Shape) -> FloatArray:
     return flat.reshape(EDGES, *row)
 
 
-def verify_file(path: Path, *, tolerance: float = TOLERANCE) -> VerifyReport:
-    """Check an ONNX file: checker, import into MLX, onnxruntime against MLX.
+def verify_file(path: Path, *, tolerance: float = TOLERANCE, external_data: bool = False) -> VerifyReport:
+    """Check an ONNX file: import into MLX, checker, onnxruntime against MLX.
 
+    Args:
+        tolerance: allowed difference, relative to the largest output.
+        external_data: also read tensors from other files of the same folder.
     Raises: CheckpointError, UnsupportedError naming what is wrong.
     """
     from .reader import load  # reader imports this module
@@ -179,8 +182,10 @@ def verify_file(path: Path, *, tolerance: float = TOLERANCE) -> VerifyReport:
         data = path.read_bytes()
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be read: {e.strerror or e}") from e
-    check_proto(data, str(path))
-    report = compare(data, Model.from_checkpoint(load(path, check=False)), tolerance=tolerance, where=str(path))
+    model = Model.from_checkpoint(load(path, check=False, external_data=external_data))
+    source: bytes | Path = path if external_data else data  # others look where the tensors lie when load has
+    check_proto(source, str(path))
+    report = compare(source, model, tolerance=tolerance, where=str(path))
     report.raise_if_different(str(path))
     return report
 
