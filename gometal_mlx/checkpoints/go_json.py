@@ -13,10 +13,12 @@ import math
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import simdjson
 
@@ -207,29 +209,56 @@ class Numbers:
         return items
 
 
+_LONG_INTEGER = re.compile(rb"(\d{19})(?=[,\s]|\Z)")  # simdjson takes integers up to 2**64
+
+
 def _parse_floats(chunk: bytes, offset: int) -> tuple[FloatArray, Exception | None]:
-    try:
-        array: Any = simdjson.Parser().parse(b"[" + chunk + b"]")
-        wide = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
-    except (ValueError, TypeError, RuntimeError, OverflowError):
+    wide = _doubles(chunk)
+    if wide is None:
+        wide = _doubles(_LONG_INTEGER.sub(rb"\1.0", chunk))
+    if wide is None or not wide.size:
         return _parse_slowly(chunk, offset)
     with np.errstate(over="ignore", under="ignore"):
         narrow = wide.astype(np.float32)
-    if not narrow.size or not np.isfinite(max(narrow.max(), -narrow.min())) or _needs_care(chunk, wide, narrow):
-        return _parse_slowly(chunk, offset)
+    if (middle := _middles(wide)).size:
+        literals = chunk.split(b",")
+        with suppress(OverflowError):  # it stays infinite
+            narrow[middle] = [Number(literals[i].strip().decode()).float32() for i in middle]
+    if not np.isfinite(max(narrow.max(), -narrow.min())):
+        return _parse_slowly(chunk, offset)  # which knows the first that does not fit
+    if b"-0" in chunk and (wide == 0).any():
+        narrow[_negative_zeros(chunk)] = -0.0
     return narrow, None
 
 
-def _needs_care(chunk: bytes, wide: np.ndarray[Any, np.dtype[np.float64]], narrow: FloatArray) -> bool:
-    """Whether an element may have been read wrongly: a negative zero without fraction, or a double rounding.
+def _negative_zeros(chunk: bytes) -> npt.NDArray[np.intp]:
+    """Indices of the elements ``-0``, which simdjson reads as the integer 0."""
+    text = np.frombuffer(b" %b," % chunk, np.uint8)
+    at = np.flatnonzero((text[1:-2] == ord("-")) & (text[2:-1] == ord("0"))) + 1
+    at = at[np.isin(text[at - 1], list(b",\n\t\r ")) & np.isin(text[at + 2], list(b",\n\t\r "))]
+    return np.searchsorted(np.flatnonzero(text == ord(",")), at)
 
-    Rounding twice (to float64, then to float32) differs from rounding once only where the float64 lies exactly
-    between two float32: its last 29 bits are 1000..., or it is smaller than any normal float32.
+
+def _doubles(chunk: bytes) -> npt.NDArray[np.float64] | None:
+    """The elements as float64, each rounded once; None unless they are numbers that simdjson takes."""
+    try:
+        array: Any = simdjson.Parser().parse(b"[" + chunk + b"]")
+        return np.frombuffer(array.as_buffer(of_type="d"), np.float64)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        return None
+
+
+def _middles(wide: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """Indices of what lies exactly half-way between two neighbouring float32.
+
+    Only there does rounding twice (to float64, then to float32) differ from rounding once. The last 29 bits are then
+    1000...; below the normal float32, whose neighbours are 2**-149 apart, it is an odd multiple of half of that.
     """
-    if (narrow == 0).any() and re.search(rb"-0[,\s]|-0$", chunk):
-        return True
-    halves = (wide.view(np.uint64) & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)
-    return bool(halves.any() or ((np.abs(wide) < 2.0**-126) & (wide != 0)).any())
+    found = (wide.view(np.uint64) & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)
+    small = np.flatnonzero((np.abs(wide) < 2.0**-126) & (wide != 0))
+    if small.size:
+        found[small] = np.fmod(np.abs(wide[small]) * 2.0**150, 2.0) == 1.0
+    return np.flatnonzero(found)
 
 
 def _parse_slowly(chunk: bytes, offset: int) -> tuple[FloatArray, Exception | None]:

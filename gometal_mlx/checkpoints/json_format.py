@@ -36,6 +36,7 @@ from .json_reader import from_value
 from .values import ARRAY_MARK, EXTRAS_KEY
 
 _BUFFER = 1 << 20
+UNPACKED, UNPACKED_RATIO = 2**30, 100  # how large a gzip file may become: bytes, and times its size
 
 # ----------------------------------------------------------------------------------------------------------- writing
 
@@ -217,4 +218,20 @@ def open_plain(path: Path) -> BinaryIO:
     if file.peek(2)[:2] != b"\x1f\x8b":
         return file
     file.close()
-    return gzip.open(path, "rb")  # type: ignore[return-value]
+    return _Unpacked(path)  # type: ignore[return-value]
+
+
+class _Unpacked(gzip.GzipFile):
+    """A gzip file's content; CheckpointError where there is more of it than any checkpoint has."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._left = UNPACKED + UNPACKED_RATIO * path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            told = f"unpacks to more than a GB and {UNPACKED_RATIO} times its size"
+            raise CheckpointError(f"{self.name}: {told}; unpack it with gunzip to have it read all the same")
+        return data

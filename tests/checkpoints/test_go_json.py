@@ -419,6 +419,22 @@ def test_numbers_are_rounded_once(padding: int) -> None:
         assert a[:1].tobytes() == np.array([want]).tobytes(), f"{literal[:60]}: {a[0]!r}, not {want!r}"
 
 
+@pytest.mark.parametrize("odd", [t for t in TIES if len(t) < 40])
+def test_odd_numbers_cost_the_others_nothing(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L-BFGS's state has -0, and one of them made a megabyte of others take a second."""
+    elements = ["0.5"] * PADDING
+    for at in (0, 7, PADDING // 2, PADDING - 1):
+        elements[at] = odd
+
+    def fail(chunk: bytes, offset: int) -> None:
+        raise AssertionError(f"{len(chunk)} bytes read one by one")
+
+    monkeypatch.setattr(go_json, "_parse_slowly", fail)
+    want = np.array([go.nearest_float32(t) for t in elements], np.float32)
+    for separator in (",", ",\n          ", " ,\t", "\r\n,"):
+        assert read_data(elements, separator).tobytes() == want.tobytes()
+
+
 def test_many_ties_in_one_array() -> None:
     a = read_data(TIES)
     assert a.tobytes() == np.array([go.nearest_float32(t) for t in TIES], np.float32).tobytes()

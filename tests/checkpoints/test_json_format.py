@@ -458,6 +458,24 @@ def test_a_gzip_file_cut_off_anywhere_is_an_error(tmp_path: Path) -> None:
         one_line(e.value, str(tmp_path / "c.json.gz"))
 
 
+def test_a_gzip_file_that_becomes_very_large_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_format, "UNPACKED", 2**16)
+    data = as_bytes(small_checkpoint())
+    bomb = data.replace(b'"data": [', b'"data": [' + b"0," * 2**22, 1)
+    assert len(bomb) > 2**22
+    path = tmp_path / "c.json.gz"
+    path.write_bytes(gzip.compress(bomb))
+    assert path.stat().st_size < 2**15
+    with pytest.raises(CheckpointError) as e:
+        load(path)
+    one_line(e.value, str(path), "unpacks to more than", "gunzip")
+    zeros = small_checkpoint()  # what compresses best of all that is saved
+    for w in zeros.weights:
+        w.data[:] = 0
+    save(zeros, path)
+    assert_same(load(path), zeros)
+
+
 def test_a_damaged_gzip_file_is_an_error(tmp_path: Path) -> None:
     data = gzip.compress(as_bytes(small_checkpoint()), mtime=0)
     path = tmp_path / "c.json.gz"
