@@ -88,7 +88,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str], **options: Any) -
     """Write a checkpoint in the format that the suffix names; the file appears whole or not at all.
 
     Args:
-        checkpoint: what to write; nothing in it is changed.
+        checkpoint: what to write; nothing in it is changed, but an ONNX export adds to its notes what it had to repair.
         path: ends in .json, .json.gz, .safetensors or .onnx.
         options: of the format, such as ``extras=False`` (JSON, safetensors) or ``opset=17`` (ONNX).
     Raises: CheckpointError naming file, layer and field; the file on disk is then as it was.
@@ -119,27 +119,30 @@ class CheckpointSaver:
 
     def load_checkpoint(self, path: str | os.PathLike[str], **options: Any) -> Checkpoint:
         """Read a checkpoint; see ``load``."""
-        file = Path(path)
-        try:
-            plain = stat.S_ISREG(file.stat().st_mode)
-            head = b""
-            if plain:
-                with file.open("rb") as f:
-                    head = f.read(16)
-        except FileNotFoundError as e:
-            raise CheckpointError(f"{path}: no such file") from e
-        except (OSError, ValueError) as e:  # a name that no file can have
-            raise CheckpointError(f"{path!s}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
-        if not plain:
-            raise CheckpointError(f"{path}: a file is needed, this is a folder or device")
-        if not head:
-            raise CheckpointError(f"{path}: the file is empty (0 bytes), as an interrupted writer leaves it")
-        found = sniff(head)
-        if found is not None and found != self.format:
-            raise CheckpointError(
-                f"{path}: expected {self.format}, but the content looks like {found}; rename the file"
-            )
-        return FORMATS[self.format].load(file, options)
+        check_file(path, self.format)
+        return FORMATS[self.format].load(Path(path), options)
+
+
+def check_file(path: str | os.PathLike[str], kind: CheckpointFormat) -> None:
+    """Raise CheckpointError unless it is a file, not empty, that does not begin as another format's do."""
+    file = Path(path)
+    try:
+        plain = stat.S_ISREG(file.stat().st_mode)
+        head = b""
+        if plain:
+            with file.open("rb") as f:
+                head = f.read(16)
+    except FileNotFoundError as e:
+        raise CheckpointError(f"{path}: no such file") from e
+    except (OSError, ValueError) as e:  # a name that no file can have
+        raise CheckpointError(f"{path!s}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
+    if not plain:
+        raise CheckpointError(f"{path}: a file is needed, this is a folder or device")
+    if not head:
+        raise CheckpointError(f"{path}: the file is empty (0 bytes), as an interrupted writer leaves it")
+    found = sniff(head)
+    if found is not None and found != kind:
+        raise CheckpointError(f"{path}: expected {kind}, but the content looks like {found}; rename the file")
 
 
 def sniff(head: bytes) -> CheckpointFormat | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -31,6 +32,9 @@ class Pool2D(Layer):
 
     def output_shape(self, x: Shape) -> Shape:
         return (*x[:2], *window_shape(self, x, *self.window))
+
+    def operations_per_row(self, x: Shape) -> int:
+        return math.prod(self.output_shape(x)[1:]) * self.pool_size**2
 
     @property
     def window(self) -> tuple[int, int, int]:

@@ -13,7 +13,6 @@ from ..errors import ShapeError
 from .base import GraphWriter, Layer, Match, Param, constant
 
 _OPS = ("Mul", "Add", "Sub", "Div")
-_MOST_ALIKE = 2**20  # channels; a small file must not become gigabytes of weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +69,6 @@ class Affine(Layer):
             scale, shift = _step(op, scale, shift, c, first=m.data_first(node))
             if scale is None:
                 raise m.refuse(node, "divides by the data")
-        if scale.size == shift.size == 1 and channels > _MOST_ALIKE:
-            raise m.refuse(0, f"one number for {channels} channels; at most {_MOST_ALIKE} are filled with it")
         with np.errstate(over="ignore"):  # as in _step
             arrays = {"weight": scale.astype(np.float32), "bias": shift.astype(np.float32)}
         return cls(name=m.name), {k: np.broadcast_to(v, (channels,)) for k, v in arrays.items()}

@@ -99,6 +99,9 @@ class Match(Protocol):
     def consts(self, node: int) -> list[FloatArray]:
         """The node's constant inputs, in order."""
 
+    def const(self, node: int, position: int) -> FloatArray | None:
+        """The node's input at a position as it is in the file; None if it is left out; refused if it is no constant."""
+
     def ints(self, node: int) -> list[int] | None:
         """The node's constant list of whole numbers (a shape, axes), if it has one."""
 
@@ -126,7 +129,7 @@ class Layer:
         tuple[str, ...]
     ] = ()  # JSON keys computed from the input shape (``aliases`` may name them, too)
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    bounded: ClassVar[bool] = False  # gives numbers from -1 to 1, the small ones of few digits
+    few_digits: ClassVar[bool] = False  # computed through a Sigmoid or the like: small numbers are 1e-7 off
     any_layout: ClassVar[bool] = False  # reads ONNX nodes whatever the order of the axes (see Match.consts)
     go_metal_limit: ClassVar[str] = ""  # what go-metal itself cannot do with a model that has this layer
 
@@ -177,6 +180,10 @@ class Layer:
 
     def numbers_per_row(self, x: Shape) -> int:
         """How many numbers a processor writes down to compute a row of the output."""
+        return math.prod(self.output_shape(x)[1:])
+
+    def operations_per_row(self, x: Shape) -> int:
+        """How many multiplications (or comparisons, additions) a row of the output takes, about."""
         return math.prod(self.output_shape(x)[1:])
 
     def params(self, x: Shape) -> dict[str, Param]:

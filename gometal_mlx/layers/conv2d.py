@@ -57,6 +57,9 @@ class Conv2D(Layer):
         columns = x[1] * self.kernel_size**2 if self.kernel_size > 1 else 0  # every window as a row (_conv.py)
         return height * width * (outputs + columns)
 
+    def operations_per_row(self, x: Shape) -> int:
+        return math.prod(self.output_shape(x)[1:]) * x[1] * self.kernel_size**2
+
     def derived(self, x: Shape) -> dict[str, int]:
         return {"input_channels": x[1]}
 

@@ -52,6 +52,9 @@ class Dense(Layer):
             raise ShapeError(f"Dense {self.name!r}: input needs rank >= 2 (batch, features...), got shape {x}")
         return (x[0], self.output_size)
 
+    def operations_per_row(self, x: Shape) -> int:
+        return math.prod(x[1:]) * self.output_size
+
     def derived(self, x: Shape) -> dict[str, int]:
         return {"input_size": math.prod(x[1:])}
 

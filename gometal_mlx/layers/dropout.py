@@ -48,11 +48,11 @@ class Dropout(Layer):
 
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
-        consts = m.consts(0)
-        if any(c.size != 1 for c in consts):
-            raise m.refuse(0, f"its ratio and training_mode must be single values, got {[c.shape for c in consts]}")
-        if len(consts) > 1 and consts[1].item():
+        ratio, training = m.const(0, 1), m.const(0, 2)
+        if shapes := [c.shape for c in (ratio, training) if c is not None and c.size != 1]:
+            raise m.refuse(0, f"its ratio and training_mode must be single values, got {shapes}")
+        if training is not None and training.item():
             raise m.refuse(0, "training_mode is true; export the model for inference")
         m.attr(0, "seed", 0)  # chooses the mask, which an inference graph never draws
-        rate = float(consts[0].item()) if consts else m.attr(0, "ratio", 0.5)
+        rate = m.attr(0, "ratio", 0.5) if ratio is None else float(ratio.item())
         return cls(name=m.name, rate=rate), {}

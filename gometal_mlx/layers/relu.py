@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import mlx.core as mx
 
 from .._types import FloatArray, Params
+from ._clip import clip_limits
 from ._piecewise import piecewise
 from .base import Activation, GraphWriter, Match
 
@@ -17,12 +18,12 @@ class ReLU(Activation):
     """``max(x, 0)``.
 
     Shapes: any.
-    ONNX: ``Relu``.
+    ONNX: ``Relu``; also reads ``Clip`` from 0 on.
     Source: go-metal layers/layer.go.
     """
 
     code: ClassVar[int] = 2
-    onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Relu",),)
+    onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Relu",), ("Clip",))
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         return piecewise(lambda x: mx.maximum(x, 0), lambda x, g, y: mx.where(y > 0, g, 0), x, training=training)
@@ -32,4 +33,6 @@ class ReLU(Activation):
 
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
+        if m.ops[0] == "Clip" and clip_limits(m) != (0.0, None):
+            return None
         return cls(name=m.name), {}

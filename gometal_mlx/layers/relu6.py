@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import mlx.core as mx
 
 from .._types import FloatArray, Params
+from ._clip import clip_limits
 from ._piecewise import piecewise
 from .base import Activation, GraphWriter, Match
 
@@ -36,8 +37,9 @@ class ReLU6(Activation):
 
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
-        limits = [c.item() for c in m.consts(0) if c.size == 1]
-        limits = limits or [m.attr(0, "min", None), m.attr(0, "max", None)]
-        if limits != [0.0, 6.0]:
-            raise m.refuse(0, f"only Clip from 0 to 6 (ReLU6) is supported, got {limits}")
+        limits = clip_limits(m)
+        if limits == (0.0, None):
+            return None  # a ReLU
+        if limits != (0.0, 6.0):
+            raise m.refuse(0, f"only Clip from 0 to 6 (ReLU6), or from 0 on (ReLU), is supported, got {limits}")
         return cls(name=m.name), {}

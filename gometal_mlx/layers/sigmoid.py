@@ -22,7 +22,7 @@ class Sigmoid(Activation):
     """
 
     code: ClassVar[int] = 9
-    bounded: ClassVar[bool] = True
+    few_digits: ClassVar[bool] = True
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Sigmoid",),)
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:

@@ -27,7 +27,7 @@ class Softmax(Activation):
     """
 
     code: ClassVar[int] = 3
-    bounded: ClassVar[bool] = True
+    few_digits: ClassVar[bool] = True
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Softmax",),)
 
     axis: int = -1

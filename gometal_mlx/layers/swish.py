@@ -23,6 +23,7 @@ class Swish(Activation):
 
     code: ClassVar[int] = 11
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Sigmoid", "Mul"),)
+    few_digits: ClassVar[bool] = True
     go_metal_limit = "go-metal can run it, but not train it or save its checkpoints"
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:

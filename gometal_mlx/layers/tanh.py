@@ -22,7 +22,7 @@ class Tanh(Activation):
     """
 
     code: ClassVar[int] = 10
-    bounded: ClassVar[bool] = True
+    few_digits: ClassVar[bool] = True
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Tanh",),)
     go_metal_limit = "go-metal can run it, but not train it or save its checkpoints"
 

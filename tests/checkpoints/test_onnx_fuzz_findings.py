@@ -159,6 +159,24 @@ WIDE: dict[str, Graph] = {
 }  # fmt: skip
 
 
+def test_a_small_file_with_many_wide_layers_costs_no_memory(path: Path) -> None:
+    """A number a layer, each of which would become four megabytes of weights."""
+    nodes = [f"Mul {x} s > m{i} | Relu m{i} > r{i}" for i, x in enumerate(["x", *(f"r{i}" for i in range(39))])]
+    graph = Graph(" | ".join([*nodes, "Relu r39 > y"]), {"s": normal(1)}, (2**20,))
+    told = "its layers need 83886080 weights; the file holds 1 numbers"
+    assert peak_bytes(lambda: refused(saved(graph, path), told)) < MOST_BYTES
+
+
+@pytest.mark.parametrize("operator", ["Div", "Mul"])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BOOL])
+def test_a_dimension_is_no_number_of_the_model(operator: str, axis: int, kind: int, path: Path) -> None:
+    """``x / x.shape[0]``: the symbol of the batch became a weight, -2**40."""
+    text = f"Shape x > s | Gather s i > n | Cast n > f | Cast f > g | {operator} x g > y"
+    graph = Graph(text, {"i": np.array(axis)}, (3,), {"f": {"to": kind}, "g": {"to": TensorProto.FLOAT}})
+    refused(saved(graph, path), "'n_f' (Cast): computes with the batch size")
+
+
 @pytest.mark.parametrize("name", WIDE)
 def test_a_small_file_with_giant_shapes_costs_no_memory(name: str, path: Path) -> None:
     saved(WIDE[name], path)
@@ -173,6 +191,10 @@ def stated(text: str) -> Callable[[onnx.ModelProto], object]:
 
 
 REFUSED: dict[str, tuple[Graph, str]] = {
+    "a product of constants": (Graph("lora=MatMul a a > w | MatMul x w > y", {"a": normal(4, 4)}, (4,)),
+        "node 'lora' (MatMul): computes with constants alone; of those only Shape, Gather, "),
+    "limits that are computed": (Graph("Relu x > a | Clip x a > y", {}, (3,)), "branches"),
+    "a limit a column": (Graph("Clip x a > y", {"a": normal(3)}, (3,)), "its min must be a single number"),
     "rank": (Graph("Mul x m > y", {"m": normal(1)}, (1,) * 3000), "rank 3001"),
     "ratio of two": (Graph("Dropout x r > y", {"r": normal(2)}, (3,)), "single values"),
     "training_mode of two": (Graph("Dropout x r t > y", {"r": np.float32(0.5), "t": np.array([0, 0], bool)}, (3,)),

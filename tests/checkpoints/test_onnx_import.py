@@ -17,6 +17,7 @@ from onnx_graphs import CLOSE, DOUBLE, FLOAT, HALF, INT64, Graph, assert_close, 
 
 from gometal_mlx.checkpoints import Checkpoint, extract_weights, load, save
 from gometal_mlx.checkpoints.onnx import load as load_onnx
+from gometal_mlx.checkpoints.onnx import verify_file
 from gometal_mlx.checkpoints.onnx.graph import OLDEST_READ
 from gometal_mlx.checkpoints.onnx.writer import NEWEST_OPSET
 from gometal_mlx.errors import CheckpointError, GoMetalError, ShapeError, UnsupportedError
@@ -69,6 +70,13 @@ def assert_imported(g: Graph, layers: str, path: Path, *, nhwc: bool = False, ou
         x = normal(size, *g.shape, seed=size)
         theirs = run_onnx(proto, x.astype(np.float64 if g.kind == DOUBLE else np.float32), output)
         assert_close(run_model(c, x.transpose(0, 3, 1, 2) if nhwc else x), theirs)
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    for end in inferred.graph.output:  # the checker wants their shapes
+        if not end.type.tensor_type.HasField("shape"):
+            for _ in theirs.shape:
+                end.type.tensor_type.shape.dim.add()
+    onnx.save(inferred, path)
+    assert verify_file(path).ok
     return c
 
 
@@ -342,6 +350,8 @@ def test_a_double_input_computed_in_float(path: Path) -> None:
 def test_a_float16_model(path: Path) -> None:
     half = Graph("MatMul x w > a | Relu a > y", {"w": W.astype(np.float16)}, (3,), kind=HALF)
     c = load_of(half, path)
+    onnx.save(onnx.shape_inference.infer_shapes(half.proto()), path)
+    assert verify_file(path).tolerance == 1e-2
     assert any("float16" in n for n in c.notes)
     assert c.weights[0].data.tobytes() == W.astype(np.float16).astype(np.float32).tobytes()
 
@@ -427,17 +437,28 @@ def test_other_opsets_are_refused(opset: int, path: Path) -> None:
 @pytest.mark.parametrize("opset", [7, 10])
 def test_clip_with_attributes(opset: int, path: Path) -> None:
     assert_imported(Graph("Clip x > y", {}, (3,), {"y": {"min": 0.0, "max": 6.0}}, opset), "ReLU6", path)
+    assert_imported(Graph("Clip x > y", {}, (3,), {"y": {"min": 0.0}}, opset), "ReLU", path)
 
 
 @pytest.mark.parametrize("opset", [11, 13, NEWEST_OPSET])
 def test_clip_with_inputs(opset: int, path: Path) -> None:
     limits = {"a": np.float32(0), "b": np.float32(6)}
     assert_imported(Graph("Clip x a b > y", limits, (3,), opset=opset), "ReLU6", path)
+    assert_imported(Graph("Clip x a > y", {"a": np.float32(0)}, (3,), opset=opset), "ReLU", path)
+
+
+def test_an_input_that_is_left_out_is_not_the_next_one(path: Path) -> None:
+    """Dropout's ratio; and Clip's least number, above."""
+    off = {"t": np.array(False)}
+    c = assert_imported(Graph("Dropout x _ t > a | Relu a > y", off, (3,)), "Dropout ReLU", path)
+    assert c.model_spec.layers[0].parameters["rate"] == 0.5  # ONNX's default
+    with pytest.raises(UnsupportedError, match="training_mode is true"):
+        load_of(Graph("Dropout x _ t > a | Relu a > y", {"t": np.array(True)}, (3,)), path)
 
 
 ZERO, SIX = np.float32(0), np.float32(6)
 CLIPS: dict[str, Graph] = {
-    "only a lower limit": Graph("Clip x a > y", {"a": ZERO}, (3,)),
+    "only another lower limit": Graph("Clip x a > y", {"a": np.float32(1)}, (3,)),
     "only an upper limit": Graph("Clip x _ b > y", {"b": SIX}, (3,)),
     "no limits": Graph("Clip x > y", {}, (3,)),
     "other limits": Graph("Clip x a b > y", {"a": ZERO, "b": np.float32(1)}, (3,)),
@@ -707,7 +728,7 @@ REFUSED: dict[str, tuple[Graph, list[str]]] = {
     "ceil_mode": (Graph("p=AveragePool x > y", {}, IMAGE, {"y": {**POOL, "ceil_mode": 1}}),
         ["'p' (AveragePool)", "ceil_mode"]),
     "transposed output": (Graph("Transpose x > a | Conv a k > b | t=Transpose b > y", {"k": K}, (6, 6, 3),
-        {"a": IN, "y": OUT}), ["the output has the layout (0, 2, 3, 1)"]),
+        {"a": IN, "y": OUT}), ["the output is of the layout (0, 2, 3, 1)"]),
     "batch moved": (Graph("t=Transpose x > y", {}, (3,)), ["'t' (Transpose)", "the batch must stay first"]),
     "flattened in another order": (Graph("Transpose x > a | Relu a > b | Transpose b > c | Flatten c > y", {},
         (6, 6, 3), {"a": IN, "c": OUT}), ["layout"]),

@@ -147,11 +147,13 @@ def test_statistics_in_a_layer_are_those_of_new_weights(suffix: str, tmp_path: P
 
 
 @pytest.mark.parametrize("bias", [-4.0, -8.0, -20.0])
-@pytest.mark.parametrize("last", ["sigmoid", "softmax", "tanh"])
+@pytest.mark.parametrize("last", ["sigmoid", "softmax", "tanh", "swish", "sigmoid dropout", "sigmoid relu"])
 def test_small_answers_of_a_bounded_function_are_exported(last: str, bias: float, tmp_path: Path) -> None:
     """Probabilities of rare things: onnxruntime computes a Sigmoid to 1e-7, whatever it is."""
     builder = ModelBuilder((4, 5)).add_dense(3, name="fc")
-    spec = getattr(builder, f"add_{last}")().compile()
+    for name in last.split():
+        getattr(builder, f"add_{name}")()
+    spec = builder.compile()
     model = Model(spec, seed=0)
     model["fc"]["bias"] = model["fc"]["bias"] + bias
     checkpoint = Checkpoint(spec, extract_weights(model))

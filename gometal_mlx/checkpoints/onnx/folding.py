@@ -63,9 +63,13 @@ def _value(node: Node, inputs: Sequence[Any], opset: int) -> Any:
         if start < 0 or (end or 0) < 0:
             raise UnsupportedError(f"{node}: counts dimensions from the end")
         return np.array([BATCH] + [_UNKNOWN] * (_MAX_RANK - 1), np.int64)[start:end]
-    if node.op in _ARITHMETIC and any(_symbolic(x) for x in inputs):  # before it overflows
+    if any(_symbolic(x) for x in inputs) and (node.op in _ARITHMETIC or _to_float(node)):  # before it means nothing
         raise UnsupportedError(f"{node}: computes with the batch size")
     return _RULES[node.op](node.attributes, list(inputs), opset)
+
+
+def _to_float(node: Node) -> bool:
+    return node.op == "Cast" and onnx.helper.tensor_dtype_to_np_dtype(node.attributes["to"]).kind not in "iu"
 
 
 def _axes(a: dict[str, Any], inputs: list[Any], opset: int) -> tuple[int, ...] | None:

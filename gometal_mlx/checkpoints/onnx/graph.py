@@ -181,6 +181,8 @@ class Graph:
         for node in self.nodes:
             if not node.problems and node.op not in known:
                 node.problems.append(f"{node}: no layer does this")
+            elif not node.problems and node.inputs and all(not i or i in self.constants for i in node.inputs):
+                node.problems.append(f"{node}: computes with constants alone; of those only {', '.join(FOLDED)} can")
 
     def _compute(self, node: Node, value: Callable[[], FloatArray]) -> int:
         """Make a node's output a constant; how many numbers it has."""

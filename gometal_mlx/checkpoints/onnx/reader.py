@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,12 @@ from ..._types import FloatArray
 from ...errors import CheckpointError, GoMetalError, ShapeError, SpecError, UnsupportedError, naming
 from ...layers import Model, ModelSpec
 from .. import json_reader
-from ..checkpoint import Checkpoint, CheckpointMetadata, TrainingState, with_statistics
+from ..checkpoint import Checkpoint, CheckpointFormat, CheckpointMetadata, TrainingState, with_statistics
+from ..formats import check_file
 from ..go_json import decode
 from ..values import ARRAY_MARK, check_extras, check_finite
 from .graph import Graph, array_of, check_texts, take_in
-from .verify import compare
+from .verify import TOLERANCE, VerifyReport, check_proto, compare
 from .walk import Walk
 from .writer import METADATA_KEY, OPTIONS_KEY, ExportOptions, build, texts
 
@@ -36,43 +39,77 @@ def load(path: Path, *, check: bool = True, external_data: bool = False, toleran
         tolerant: also read NaN and infinity, to look at them; no model takes them, so nothing is compared.
     Raises: CheckpointError for a damaged file; UnsupportedError naming each node that has no exact equivalent.
     """
-    where = str(path)
+    with _naming(path):
+        proto, source = _parsed(path, external_data=external_data)
+        checkpoint, ends = _read(proto, str(path), finite=not tolerant)
+        if proto.producer_name == GOMETAL:
+            checkpoint.notes.append("not compared with onnxruntime: go-metal's ONNX files are not valid there")
+        elif check and not tolerant:
+            _compared(checkpoint, source, path, TOLERANCE, ends)
+    return checkpoint
+
+
+def verify_file(path: Path, *, tolerance: float = TOLERANCE, external_data: bool = False) -> VerifyReport:
+    """Check an ONNX file: import into MLX, checker, onnxruntime against MLX.
+
+    Args:
+        tolerance: allowed difference, relative to the largest output; at least 0.01 where the file computes in float16.
+        external_data: also read tensors from other files of the same folder.
+    Raises: CheckpointError, UnsupportedError naming what is wrong.
+    """
+    check_file(path, CheckpointFormat.ONNX)
+    with _naming(path):
+        proto, source = _parsed(path, external_data=external_data)
+        checkpoint, ends = _read(proto, str(path), finite=True)
+        check_proto(source, str(path))
+        return _compared(checkpoint, source, path, tolerance, ends)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
     try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise CheckpointError(f"{where}: cannot be read: {e.strerror or e}") from e
-    try:
-        proto = onnx.ModelProto.FromString(data)
-    except (DecodeError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"{where}: no ONNX file, or a damaged one: {e}") from e
-    if not proto.graph.node:
-        raise CheckpointError(f"{where}: no graph in it; no ONNX file, or a damaged one")
-    try:
-        with naming(where):
-            return _checked(proto, path, data, check=check, external_data=external_data, finite=not tolerant)
+        with naming(path):
+            yield
     except (SpecError, ShapeError) as e:  # of a layer made for a node
         raise UnsupportedError(str(e)) from e
 
 
-def _checked(
-    proto: onnx.ModelProto, path: Path, data: bytes, *, check: bool, external_data: bool, finite: bool
-) -> Checkpoint:
-    where = str(path)
+def _parsed(path: Path, *, external_data: bool) -> tuple[onnx.ModelProto, bytes | Path]:
+    """The graph with its tensors in it, and what onnxruntime is to load."""
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise CheckpointError(f"cannot be read: {e.strerror or e}") from e
+    try:
+        proto = onnx.ModelProto.FromString(data)
+    except (DecodeError, ValueError, RecursionError) as e:
+        raise CheckpointError(f"no ONNX file, or a damaged one: {e}") from e
+    if not proto.graph.node:
+        raise CheckpointError("no graph in it; no ONNX file, or a damaged one")
     check_texts(proto)
     if external_data:
         take_in(proto, path.parent)
-    checkpoint, ends = _read(proto, where, finite=finite)
-    checkpoint.model_spec = with_statistics(checkpoint.model_spec, checkpoint.weights)
-    if proto.producer_name == GOMETAL:
-        checkpoint.notes.append("not compared with onnxruntime: go-metal's ONNX files are not valid there")
-    elif check and finite:
-        model = Model.from_checkpoint(replace(checkpoint, notes=[]))
-        source: bytes | Path = path if external_data else data
-        compare(source, model, where=where, **ends).raise_if_different(f"{where}: imported model")
-    return checkpoint
+    return proto, path if external_data else data
+
+
+def _compared(
+    checkpoint: Checkpoint, source: bytes | Path, path: Path, tolerance: float, ends: Mapping[str, Any]
+) -> VerifyReport:
+    model = Model.from_checkpoint(replace(checkpoint, notes=[]))
+    given = {**ends, "tolerance": max(tolerance, ends.get("tolerance", 0.0))}
+    report = compare(source, model, where=str(path), **given)
+    report.raise_if_different(f"{path}: imported model")
+    return report
 
 
 def _read(proto: onnx.ModelProto, where: str, *, finite: bool) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint, and how its graph's ends differ from the model's (arguments of ``compare``)."""
+    checkpoint, ends = _described(proto, where, finite=finite)
+    checkpoint.model_spec = with_statistics(checkpoint.model_spec, checkpoint.weights)
+    return checkpoint, ends
+
+
+def _described(proto: onnx.ModelProto, where: str, *, finite: bool) -> tuple[Checkpoint, dict[str, Any]]:
     if (stored := _stored(proto, where, finite=finite)) is not None and (spec := _exported(proto, stored)) is not None:
         kept = replace(stored, model_spec=spec)
         if {p.key: p.value for p in proto.metadata_props if p.key in stored.info} != texts(stored.info):

@@ -16,7 +16,7 @@ from ...layers.base import LAYERS
 from ...layers.spec import usable_name
 from ..checkpoint import WeightTensor
 from .folding import BATCH
-from .graph import Graph, Node, listed
+from .graph import GROWTH, SPARE_NUMBERS, Graph, Node, listed
 
 MAX_TOLD = 30  # problems in one message
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")  # element by element; the data may stand on either side
@@ -108,6 +108,12 @@ class _Match:
             return [np.transpose(c, np.argsort(place.layout)) for c in wide]
         return found
 
+    def const(self, node: int, position: int) -> FloatArray | None:
+        name = "".join(self.nodes[node].inputs[position : position + 1])
+        if name and name not in self.graph.constants:
+            raise self.refuse(node, f"its input {name!r} must be a constant")
+        return self.graph.constants[name] if name else None
+
     def ints(self, node: int) -> list[int] | None:
         lists = [c for c in self.consts(node) if c.ndim == 1 and c.dtype.kind in "iu"]
         found: list[int] | None = lists[0].tolist() if lists else None
@@ -193,13 +199,19 @@ class Walk:
             told = f"{graph.consumers[place.tensor][0]}: uses the graph's output; branches are not supported"
             raise UnsupportedError(told)
         if not place.plain:
-            raise UnsupportedError(f"the output has the layout {place.layout}; only (N, C, H, W) comes out of a model")
+            order = "flattened from" if place.flattened else "of"
+            layout = place.flattened.layout if place.flattened else place.layout
+            raise UnsupportedError(f"the output is {order} the layout {layout}; a model has (N, C, H, W)")
         return self._described(layers, input_shape, arrays)
 
     def _described(
         self, layers: list[Layer], input_shape: Shape, arrays: dict[str, FloatArray]
     ) -> tuple[ModelSpec, list[WeightTensor]]:
         spec = ModelSpec.from_layers(layers, input_shape)
+        held = sum(c.size for c in self.graph.constants.values())
+        needed = sum(a.size for a in arrays.values())  # of one number for many channels, say
+        if needed > SPARE_NUMBERS + GROWTH * held:
+            raise UnsupportedError(f"its layers need {needed} weights; the file holds {held} numbers")
         weights = []
         slots = [
             (x, n, p) for x, s in zip(layers, spec.layers, strict=True) for n, p in x.params(s.input_shape).items()

@@ -110,7 +110,9 @@ def write_single(export: Export, path: Path, model: Model | None, tolerance: flo
         with ChecksummedFile(temporary) as file:
             for chunk in export.chunks():
                 file.write(chunk)
-        return _proven(temporary, path, model, tolerance)
+        report = _proven(temporary, path, model, tolerance)
+    _remove_weights(Path(os.path.realpath(path)))
+    return report
 
 
 def write_external(export: Export, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:
@@ -140,10 +142,15 @@ def write_external(export: Export, path: Path, model: Model | None, tolerance: f
         weights.replace(path.parent / name)
         with replacing(path) as temporary:
             trial.replace(temporary)
-    for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
-        if old.name != name:
-            old.unlink()
+    _remove_weights(path, but=name)
     return report
+
+
+def _remove_weights(path: Path, but: str = "") -> None:
+    """Remove the weights beside a graph that this has replaced."""
+    for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
+        if old.name != but:
+            old.unlink()
 
 
 def _proven(trial: Path, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:
