@@ -65,6 +65,12 @@ def logsumexp(x: mx.array, axis: int) -> mx.array:
     return _in_float32(cast(Function, custom), x)
 
 
+def log_softmax(x: mx.array, axis: int) -> mx.array:
+    """``x - log(sum(exp(x)))`` along the axis; the largest number is taken off first, or it swallows the sum."""
+    low = x - mx.stop_gradient(mx.max(x, axis=axis, keepdims=True))
+    return low - logsumexp(low, axis)
+
+
 def _softmax(x: mx.array, axis: int) -> mx.array:
     _, e = _exp_below_largest(x, axis)
     return e / mx.sum(e, axis=axis, keepdims=True)

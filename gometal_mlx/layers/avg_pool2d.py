@@ -36,7 +36,7 @@ class AvgPool2D(Pool2D):
     count_include_pad: bool = True
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        y: mx.array = nn.AvgPool2d(*self.window)(x)
+        y: mx.array = nn.AvgPool2d(*self.window)(x.astype(mx.float32)).astype(x.dtype)  # float16 ends at 65,504
         if self.count_include_pad or not self.padding:
             return y
         inside = [self._inside(size, count) for size, count in zip(x.shape[1:3], y.shape[1:3], strict=True)]

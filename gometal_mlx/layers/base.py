@@ -130,6 +130,7 @@ class Layer:
     ] = ()  # JSON keys computed from the input shape (``aliases`` may name them, too)
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = ()
     few_digits: ClassVar[bool] = False  # computed through a Sigmoid or the like: small numbers are 1e-7 off
+    keeps_numbers: ClassVar[bool] = False  # in evaluation its output is its input, in whatever shape
     any_layout: ClassVar[bool] = False  # reads ONNX nodes whatever the order of the axes (see Match.consts)
     go_metal_limit: ClassVar[str] = ""  # what go-metal itself cannot do with a model that has this layer
 

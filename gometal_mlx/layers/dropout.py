@@ -26,6 +26,7 @@ class Dropout(Layer):
     """
 
     code: ClassVar[int] = 5
+    keeps_numbers: ClassVar[bool] = True
     any_layout: ClassVar[bool] = True
     constants = {"training": True}
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Dropout",),)

@@ -25,6 +25,7 @@ class Flatten(Layer):
     """
 
     code: ClassVar[int] = 100
+    keeps_numbers: ClassVar[bool] = True
     any_layout: ClassVar[bool] = True
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = tuple((op,) for op in FLATTEN_OPS)
     go_metal_limit = "go-metal does not know this layer"

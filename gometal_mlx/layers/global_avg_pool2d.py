@@ -33,7 +33,7 @@ class GlobalAvgPool2D(Layer):
         return (*x[:2], 1, 1)
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        return mx.mean(x, axis=(1, 2), keepdims=True)
+        return mx.mean(x.astype(mx.float32), axis=(1, 2), keepdims=True).astype(x.dtype)  # float16 ends at 65,504
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("GlobalAveragePool", x)

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from .._types import FloatArray, Params, Shape
 from ..errors import ShapeError
-from ._exp import logsumexp
+from ._exp import log_softmax
 from ._layout import internal_axis
 from .base import Activation, GraphWriter, Match
 
@@ -41,10 +41,7 @@ class LogSoftmax(Activation):
         return self.axis % len(x) != 0
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        wide = x.astype(mx.float32)
-        axis = internal_axis(self.axis, x.ndim)
-        low = wide - mx.stop_gradient(mx.max(wide, axis=axis, keepdims=True))  # or large inputs swallow the sum
-        return (low - logsumexp(low, axis)).astype(x.dtype)
+        return log_softmax(x.astype(mx.float32), internal_axis(self.axis, x.ndim)).astype(x.dtype)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("LogSoftmax", x, axis=self.axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, Self
@@ -126,13 +127,23 @@ class Model(nn.Module):
         prepared: Mapping[str, mx.array] = NOTHING,
     ) -> mx.array:  # fmt: skip
         """The output before a trailing Softmax over the classes; the plain output of a model without one."""
-        return self._run(x, self.layers[:-1] if self.ends_in_softmax else self.layers, key, dtype, prepared)
+        softmax = self.spec.last_layer.name if self.ends_in_softmax else None
+        return self._run(x, [layer for layer in self.layers if layer.name != softmax], key, dtype, prepared)
 
     @property
     def ends_in_softmax(self) -> bool:
-        """Whether the last layer is a Softmax over the classes (the output's last axis)."""
-        last = self.layers[-1]
-        return isinstance(last, Softmax) and last.axis % len(self.spec.output_shape) == len(self.spec.output_shape) - 1
+        """Whether the last layer is a Softmax over the classes (the output's last axis).
+
+        Flatten and Dropout may follow it where the classes are all that there is of a row: ``(N, C, 1, 1)``.
+        """
+        last = self.spec.last_layer
+        layer, shape = last.layer(), last.input_shape
+        if not isinstance(layer, Softmax):
+            return False
+        axis = layer.axis % len(shape)
+        return (
+            axis == len(shape) - 1 if last == self.spec.layers[-1] else axis > 0 and shape[axis] == math.prod(shape[1:])
+        )
 
     def _run(
         self, x: mx.array, layers: Sequence[Layer], key: mx.array | None, dtype: mx.Dtype | None,

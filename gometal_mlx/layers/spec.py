@@ -123,6 +123,11 @@ class ModelSpec:
         """The layers with everything inferred filled in; raises as ``from_layers`` does."""
         return tuple(s.layer() for s in self.layers)
 
+    @property
+    def last_layer(self) -> LayerSpec:
+        """The last layer that makes other numbers in evaluation; Flatten and Dropout behind it do not."""
+        return next((s for s in reversed(self.layers) if not s.layer().keeps_numbers), self.layers[-1])
+
     def rows_apart(self, *, training: bool) -> bool:
         """Whether each row of the output depends on the same row of the input alone."""
         return all(s.layer().rows_apart(s.input_shape, training=training) for s in self.layers)

@@ -18,7 +18,7 @@ class AdaDelta(Optimizer):
 
     Args:
         rho: between 0 and 1; default 0.95.
-        epsilon: > 0; default 1e-6.
+        epsilon: >= 1e-30; default 1e-6.
         weight_decay: coupled (L2), >= 0; default 0.
     Raises: SpecError for a value out of range.
     Source: go-metal optimizer/adadelta.go and bridge_optimizer.m.

@@ -15,7 +15,7 @@ class AdaGrad(Optimizer):
 
     Args:
         learning_rate: > 0; default 0.01.
-        epsilon: outside the root, > 0; default 1e-10.
+        epsilon: outside the root, >= 1e-30; default 1e-10.
         weight_decay: coupled (L2), >= 0; default 0.
     Raises: SpecError for a value out of range.
     Source: go-metal optimizer/adagrad.go and bridge_optimizer.m. G is a sum, although files call it an average.

@@ -20,7 +20,7 @@ class Adam(Optimizer):
     Args:
         learning_rate: > 0; default 0.001.
         beta1, beta2: 0 up to 1; default 0.9, 0.999.
-        epsilon: outside the root, > 0; default 1e-8.
+        epsilon: outside the root, >= 1e-30; default 1e-8.
         weight_decay: >= 0; default 0.
     Raises: SpecError for a value out of range.
     Source: go-metal optimizer/adam.go and bridge_optimizer.m, execute_adam_step_mpsgraph.

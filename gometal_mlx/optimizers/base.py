@@ -23,15 +23,16 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {}  # json_type -> class; filled by Opt
 Schedule = Callable[[mx.array], mx.array]
 Slots = Sequence[tuple[str, str, Shape]]  # (layer, param, shape) of every learned array; a state's index counts in it
 
+TINY = float(np.finfo(np.float32).tiny)  # the least number that is not taken for 0
 # what a hyper-parameter of that name may be, wherever it occurs
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "learning_rate": ("greater than 0", lambda v: v > 0),
+    "learning_rate": ("greater than 0 and no denormal number", lambda v: v >= TINY),
     "beta1": ("from 0 up to, not including, 1", lambda v: 0 <= v < 1),
     "beta2": ("from 0 up to, not including, 1", lambda v: 0 <= v < 1),
     "alpha": ("from 0 up to, not including, 1", lambda v: 0 <= v < 1),
     "rho": ("between 0 and 1", lambda v: 0 < v < 1),
     "momentum": ("from 0 to 1", lambda v: 0 <= v <= 1),
-    "epsilon": ("greater than 0", lambda v: v > 0),
+    "epsilon": ("at least 1e-30", lambda v: v >= 1e-30),  # less is 0 when multiplied, and 0 / 0 no number
     "weight_decay": ("at least 0", lambda v: v >= 0),
     "history_size": ("a whole number of at least 1", lambda v: v >= 1 and v == int(v)),
     "max_line_search": ("a whole number of at least 1", lambda v: v >= 1 and v == int(v)),
@@ -84,7 +85,8 @@ class Optimizer(optim.Optimizer):
 
     def _checked(self, name: str, value: Any) -> Any:
         """The hyper-parameter as the annotated type, in float32's precision; SpecError if out of range."""
-        kind = type(self).__annotations__.get(name, "float")
+        annotated = (vars(c).get("__annotations__", {}) for c in type(self).__mro__)
+        kind = next((names[name] for names in annotated if name in names), "float")
         if kind == "bool":
             if not isinstance(value, bool | np.bool_):
                 raise SpecError(f"{self.json_type}: {name} must be True or False, got {shown(value)}")
@@ -219,6 +221,8 @@ class Optimizer(optim.Optimizer):
                 raise CheckpointError(f"{where}: the name must end in _0 to _{len(slots) - 1}, one for each parameter")
             if (key := (t.state_type, int(index))) in found:
                 raise CheckpointError(f"{where}: stands twice")
+            if not np.isfinite(t.data).all():
+                raise CheckpointError(f"{where}: NaN or infinity is in it")
             if t.data.size != sizes[key[1]]:
                 raise CheckpointError(f"{where}: the parameter has {sizes[key[1]]} numbers, the state {t.data.size}")
             found[key] = t.data

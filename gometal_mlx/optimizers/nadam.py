@@ -21,7 +21,7 @@ class Nadam(Optimizer):
     Args:
         learning_rate: > 0; default 0.002.
         beta1, beta2: 0 up to 1; default 0.9, 0.999.
-        epsilon: > 0; default 1e-8.
+        epsilon: >= 1e-30; default 1e-8.
         weight_decay: decoupled, >= 0; default 0.
     Raises: SpecError for a value out of range.
     Source: go-metal optimizer/nadam.go and bridge_optimizer.m.

@@ -19,7 +19,7 @@ class RMSProp(Optimizer):
     Args:
         learning_rate: > 0; default 0.01.
         alpha: smoothing, 0 up to 1; default 0.99.
-        epsilon: > 0; default 1e-8.
+        epsilon: >= 1e-30; default 1e-8.
         weight_decay: >= 0; default 0.
         momentum: 0 to 1; default 0.
         centered: subtract the squared mean of the gradient; default False.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .._types import is_int, is_number
 from ..checkpoints import extract_weights, load_weights
-from ..errors import SpecError
+from ..errors import SpecError, shown
 from ..layers.base import suggest
 
 if TYPE_CHECKING:
@@ -135,10 +135,16 @@ class EarlyStopping(Callback):
         self, monitor: str | None = None, patience: int = 10, min_delta: float = 1e-4, mode: str | None = None,
         restore_best: bool = True,
     ) -> None:  # fmt: skip
-        real = all(isinstance(v, Real) for v in (patience, min_delta))
-        if not real or patience < 1 or min_delta < 0 or mode not in (None, "min", "max"):
-            given = f"patience {patience!r}, min_delta {min_delta!r}, mode {mode!r}"
-            raise SpecError(f"EarlyStopping: patience >= 1, min_delta >= 0, mode 'min' or 'max' needed, got {given}")
+        checks = (
+            ("monitor", monitor, "a metric's name", monitor is None or isinstance(monitor, str)),
+            ("patience", patience, "an int of at least 1", is_int(patience) and patience >= 1),
+            ("min_delta", min_delta, "a number of at least 0", is_number(min_delta) and min_delta >= 0),
+            ("mode", mode, "'min' or 'max'", mode in (None, "min", "max")),
+            ("restore_best", restore_best, "True or False", isinstance(restore_best, bool)),
+        )
+        for name, value, needed, allowed in checks:
+            if not allowed:
+                raise SpecError(f"EarlyStopping: {name} must be {needed}, got {shown(value)}")
         self.monitor, self.patience, self.min_delta, self.restore_best = monitor, patience, min_delta, restore_best
         self.mode = mode
         self._interrupted = False

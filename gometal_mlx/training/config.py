@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Self, TypeVar
 
+import numpy as np
+
 from .._types import f32, is_int, is_number
 from ..errors import SpecError, shown
 from ..layers.base import suggest
+from ..optimizers.base import TINY
 from .schedulers import LRScheduler, make_scheduler
 
 E = TypeVar("E", bound="NamedEnum")
@@ -112,7 +115,7 @@ class TrainerConfig:
         history_size, max_line_search: L-BFGS.
         scheduler: a learning-rate schedule (an LRScheduler or its ``to_dict``).
         label_smoothing: share of a target spread over all classes, 0 up to 1.
-        class_weights: one weight > 0 for each class, used in training only.
+        class_weights: one weight > 0 for each class, in their order or as {class: weight}; used in training only.
         gradient_clip_norm, gradient_clip_value: limits of the gradient's global norm, of each of its elements; > 0.
         accumulation_steps: batches that share one update, which takes the mean over all their rows.
         frozen_layers: names of layers whose weights stay as they are; a BatchNorm's statistics follow the batches all
@@ -147,7 +150,7 @@ class TrainerConfig:
     max_line_search: int | None = None
     scheduler: LRScheduler | Mapping[str, Any] | None = None
     label_smoothing: float = 0.0
-    class_weights: Sequence[float] | None = None
+    class_weights: Sequence[float] | Mapping[int, float] | None = None
     gradient_clip_norm: float | None = None
     gradient_clip_value: float | None = None
     accumulation_steps: int = 1
@@ -176,7 +179,9 @@ class TrainerConfig:
         self._put("loss_function", loss := LossFunction.of(given, "TrainerConfig.loss_function"))
         if (loss >= LossFunction.MeanSquaredError) != regression:
             wanted = "MeanSquaredError, MeanAbsoluteError or Huber" if regression else "a cross-entropy"
-            raise SpecError(f"TrainerConfig: {loss} does not fit {self.problem_type}; use {wanted}")
+            other = ProblemType.Classification if regression else ProblemType.Regression
+            told = f"{loss} does not fit problem_type {self.problem_type}; use {wanted}, or problem_type={str(other)!r}"
+            raise SpecError(f"TrainerConfig: {told}")
         for name, (needed, allowed) in _INTEGERS.items():
             self._check(name, True, needed, allowed)
         for name, (needed, allowed) in _NUMBERS.items():
@@ -221,10 +226,13 @@ class TrainerConfig:
                 raise SpecError(f"TrainerConfig: {name} must be a list of names, got {shown(given, 60)}")
             self._put(name, values)
         if (chosen := self.class_weights) is not None:
-            weights = list(chosen) if isinstance(chosen, Iterable) else []
+            if isinstance(chosen, Mapping) and set(chosen) == set(range(len(chosen))):
+                chosen = [chosen[i] for i in range(len(chosen))]
+            weights = list(chosen) if isinstance(chosen, Sequence | np.ndarray) and not isinstance(chosen, str) else []
             real = [is_number(w) and f32(w) > 0 for w in weights]
             if not weights or not all(real):
-                raise SpecError(f"TrainerConfig: class_weights must be numbers greater than 0, got {shown(chosen, 60)}")
+                told = "numbers greater than 0, in the order of the classes or as {0: ..., 1: ...}"
+                raise SpecError(f"TrainerConfig: class_weights must be {told}, got {shown(chosen, 60)}")
             self._put("class_weights", tuple(f32(w) for w in weights))
 
     @property
@@ -248,7 +256,7 @@ class TrainerConfig:
 
 PRECISIONS = ("float16", "bfloat16")
 _AT_LEAST_1 = ("an int of at least 1", lambda v: v >= 1)
-_POSITIVE = ("a number greater than 0", lambda v: v > 0)
+_POSITIVE = ("a number greater than 0, and no denormal one", lambda v: v >= TINY)
 _ANY = ("a number", lambda _: True)  # the optimizer, which knows the range, checks it
 _INTEGERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batch_size": _AT_LEAST_1,

@@ -47,9 +47,13 @@ class Trainer:
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if config.seed is None else config.seed
         self.config = replace(config, seed=seed)  # a checkpoint then tells which seed was drawn
         self.model = model if isinstance(model, Model) else Model(model, seed)
+        for name, weight in tree_flatten(self.model.parameters()):
+            if weight.dtype != mx.float32:
+                told = f"weights must be float32, {name} is {str(weight.dtype).rpartition('.')[2]}"
+                raise SpecError(f"ModelTrainer: {told}; use_mixed_precision computes in float16 from them")
         self._freeze(self.config.frozen_layers)
         self.loss = LOSSES[int(self.config.loss_function or 0)](self.spec.output_shape, self.config.label_smoothing)
-        self.loss.check_model(self.spec.layers[-1].type_name)
+        self.loss.check_model(self.spec.last_layer)
         self._check_class_weights()
         self._metric_names(self.config.metrics)  # a wrong name must not wait for the first epoch's end
         self.optimizer = self._new_optimizer()

@@ -97,3 +97,10 @@ def test_refuses_a_window_larger_than_the_padded_input() -> None:
 def test_refuses_other_ranks_than_4(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"AvgPool2D 'p': input needs rank 4 \(batch, channels, height, width\)"):
         ModelSpec.from_layers([AvgPool2D(name="p")], shape)
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_a_sum_beyond_float16_is_no_infinity(include: bool) -> None:
+    layer = AvgPool2D(name="p", pool_size=8, padding=1, count_include_pad=include)
+    y = layer.forward({}, mx.full((1, 30, 30, 1), 2000.0, mx.float16), training=True, key=None)
+    assert (y.dtype, y[0, 1, 1, 0].item()) == (mx.float16, 2000)

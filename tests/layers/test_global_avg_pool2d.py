@@ -38,3 +38,9 @@ def test_refuses_other_ranks_than_4(shape: tuple[int, ...]) -> None:
     told = r"GlobalAvgPool2D 'g': input needs rank 4 \(batch, channels, height, width\), got shape \("
     with pytest.raises(ShapeError, match=told):
         ModelSpec.from_layers([GlobalAvgPool2D(name="g")], shape)
+
+
+def test_a_sum_beyond_float16_is_no_infinity() -> None:
+    x = mx.full((1, 64, 64, 1), 20.0, mx.float16)
+    y = GlobalAvgPool2D(name="p").forward({}, x, training=True, key=None)
+    assert (y.dtype, y.item()) == (mx.float16, 20)

@@ -182,10 +182,10 @@ def test_rate_can_be_read_and_set(kind: str) -> None:
     assert optimizer.learning_rate.item() == np.float32(0.3)
 
 
-@pytest.mark.parametrize("value", [0, -1, float("nan"), "0.1"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "0.1", 1e-40])
 def test_refuses_a_rate_out_of_range(value: Any) -> None:
     optimizer = SGD(0.5)
-    with pytest.raises(ValueError, match=r"^SGD: learning_rate must be greater than 0, got "):
+    with pytest.raises(ValueError, match=r"^SGD: learning_rate must be greater than 0 and no denormal number, got "):
         optimizer.rate = value
     assert optimizer.rate == 0.5
 

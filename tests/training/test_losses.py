@@ -8,8 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from gometal_mlx import Predictor
 from gometal_mlx.errors import ShapeError, SpecError
-from gometal_mlx.training import LossFunction
+from gometal_mlx.layers import ModelBuilder
+from gometal_mlx.training import LossFunction, ModelTrainer, TrainerConfig
 from gometal_mlx.training.losses import (
     LOSSES,
     BCEWithLogits,
@@ -458,3 +460,50 @@ def test_several_binary_outputs_count_their_share() -> None:
 def test_values_are_never_correct(kind: type[Loss]) -> None:
     assert kind((2, 1)).correct(mx.zeros((2, 1)), mx.zeros((2, 1))) is None
     assert kind.classification is False
+
+
+@pytest.mark.parametrize(
+    ("x", "label"),
+    [([20, 10], 0), ([1e8, 1e8], 1), ([1e7, 1e7 + 2], 0), ([0, -30], 0), ([1e30, 0], 0), ([3e38, 3e38], 0)],
+)
+def test_sure_and_large_logits_keep_their_digits(x: list[float], label: int) -> None:
+    wide = np.array([x], np.float32).astype(np.float64)
+    exact = np.log1p(np.exp(-np.abs(wide[0, 0] - wide[0, 1]))) + max(0, wide[0, 1 - label] - wide[0, label])
+    found = CrossEntropy((1, 2)).per_row(mx.array(x)[None], mx.array([label])).item()
+    assert found == pytest.approx(exact, rel=1e-6, abs=1e-7)  # the logarithm of a sum that begins with 1
+    assert not np.signbit(found)
+    difference = float(wide[0, 1] - wide[0, 0])
+    exact = float(np.logaddexp(0, -difference if label else difference))
+    found = BCEWithLogits((1, 1)).per_row(mx.array([[difference]]), mx.array([[float(label)]])).item()
+    assert found == pytest.approx(exact, rel=1e-5, abs=1e-30)
+
+
+def image_classifier(**softmax: int) -> ModelBuilder:
+    builder = ModelBuilder((8, 2, 5, 5)).add_conv2d(3, 3).add_global_avg_pool2d()
+    return builder.add_softmax(softmax.get("axis", 1))
+
+
+@pytest.mark.parametrize("loss", ["CrossEntropy", "CategoricalCrossEntropy"])
+def test_no_softmax_is_applied_twice_where_its_shape_is_changed_behind_it(loss: str) -> None:
+    spec = image_classifier().add_flatten().add_dropout(0.5).compile()
+    trainer = ModelTrainer(spec, TrainerConfig(loss_function=loss, seed=0))
+    x = np.random.default_rng(0).standard_normal((8, 2, 5, 5)).astype(np.float32)
+    trainer.model.eval()
+    wanted = np.array(trainer.model(mx.array(x)))
+    np.testing.assert_allclose(trainer.predict(x), wanted, rtol=1e-6)
+    np.testing.assert_allclose(Predictor(trainer.checkpoint(), engine="onnxruntime").predict(x), wanted, rtol=1e-5)
+    y = np.arange(8) % 3
+    assert trainer.evaluate((x, y))["loss"] == pytest.approx(-np.log(wanted[range(8), y]).mean(), rel=1e-5)
+
+
+def test_a_softmax_that_is_not_over_the_classes_gives_no_probabilities() -> None:
+    spec = ModelBuilder((8, 4)).add_dense(3).add_softmax(0, "s").compile()
+    for loss in ("CategoricalCrossEntropy", "BinaryCrossEntropy"):
+        with pytest.raises(SpecError, match=f"^{loss}: Softmax 's' is taken along the batch; choose another axis$"):
+            ModelTrainer(spec, TrainerConfig(loss_function=loss))
+    spec = ModelBuilder((8, 4)).add_dense(3).add_log_softmax().compile()
+    with pytest.raises(SpecError, match="must end in logits, but it ends in LogSoftmax"):
+        ModelTrainer(spec, TrainerConfig(loss_function="BCEWithLogits"))
+    rest = ModelBuilder((8, 4)).add_dense(2).add_softmax().add_dropout().compile()
+    with pytest.raises(SpecError, match="must end in logits, but it ends in Softmax"):
+        ModelTrainer(rest, TrainerConfig(loss_function="BCEWithLogits"))

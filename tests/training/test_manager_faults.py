@@ -50,7 +50,7 @@ def test_numbers_of_numpy_count(tmp_path):
 )  # fmt: skip
 def test_settings_of_another_kind_are_named(setting, tmp_path):
     (name,) = setting
-    with pytest.raises(SpecError, match=f"CheckpointConfig: {name} must be "):
+    with pytest.raises(SpecError, match=f"CheckpointConfig: (checkpoint )?{name} (must be |7 is unknown; use one of )"):
         CheckpointConfig(tmp_path, **setting)
 
 

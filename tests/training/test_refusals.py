@@ -9,12 +9,13 @@ from training_support import blobs, mlp
 
 from gometal_mlx.data import ArrayDataset, DataLoader
 from gometal_mlx.errors import CheckpointError, ShapeError, SpecError
-from gometal_mlx.layers import ModelBuilder
+from gometal_mlx.layers import Model, ModelBuilder
 from gometal_mlx.training import (
     Callback,
     CheckpointConfig,
     EarlyStopping,
     ModelTrainer,
+    ReduceLROnPlateauScheduler,
     TrainerConfig,
     WarmupScheduler,
 )
@@ -152,7 +153,7 @@ def test_settings_of_another_kind() -> None:
         DataLoader((X, Y))  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="seed must be an int of at least 0, or None, got 'a'"):
         DataLoader(ArrayDataset(X, Y), seed="a")  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match=r"patience >= 1, .* got patience '3'"):
+    with pytest.raises(SpecError, match="EarlyStopping: patience must be an int of at least 1, got '3'"):
         EarlyStopping(patience="3")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="Warmup: after must be a schedule or None, got 'StepLR'"):
         WarmupScheduler(10, after="StepLR")  # type: ignore[arg-type]
@@ -187,3 +188,59 @@ def test_objects_that_are_no_numbers(values: list[object]) -> None:
 def test_numbers_of_numpy_are_settings_too() -> None:
     stopping = EarlyStopping(patience=np.int64(3), min_delta=np.float32(1e-3))  # type: ignore[arg-type]
     trainer().fit((X, Y), 2, callbacks=[stopping], validation_split=np.float32(0.25))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"patience": float("nan")}, "patience must be an int of at least 1, got nan"),
+        ({"patience": 0}, "patience must be an int of at least 1, got 0"),
+        ({"min_delta": float("nan")}, "min_delta must be a number of at least 0, got nan"),
+        ({"monitor": 5}, "monitor must be a metric's name, got 5"),
+        ({"mode": "best"}, "mode must be 'min' or 'max', got 'best'"),
+        ({"restore_best": "no"}, "restore_best must be True or False, got 'no'"),
+    ],
+)
+def test_early_stopping_is_told_what_it_can_do(settings: dict[str, object], told: str) -> None:
+    with pytest.raises(SpecError, match=f"^EarlyStopping: {told}$"):
+        EarlyStopping(**settings)  # type: ignore[arg-type]
+
+
+def test_a_plateau_watches_numbers() -> None:
+    with pytest.raises(SpecError, match="monitor must be a metric's name, got 5"):
+        ReduceLROnPlateauScheduler(monitor=5)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="a metric must be a number, got 'a'"):
+        trainer(scheduler=ReduceLROnPlateauScheduler()).step_scheduler_with_metric("a")  # type: ignore[arg-type]
+
+
+def test_class_weights_by_class() -> None:
+    assert TrainerConfig(class_weights={1: 2.0, 0: 1.0, 2: 0.5}).class_weights == (1.0, 2.0, 0.5)
+    for wrong in ({1: 10.0, 2: 0.1}, {1.0, 2.0}, "12", iter([1.0, 2.0]), {}):
+        with pytest.raises(SpecError, match="class_weights must be numbers greater than 0, in the order"):
+            TrainerConfig(class_weights=wrong)  # type: ignore[arg-type]
+
+
+def test_weights_of_another_precision_are_not_trained() -> None:
+    model = Model(mlp(), seed=0)
+    model.set_dtype(mx.float16)
+    with pytest.raises(SpecError, match=r"weights must be float32, \w+\.\w+ is float16; use_mixed_precision computes"):
+        ModelTrainer(model)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_optimizer_state_with_nan_is_not_restored(value: float) -> None:
+    run = trainer()
+    run.train_batch(X, Y)
+    checkpoint = run.checkpoint()
+    assert checkpoint.optimizer_state is not None
+    checkpoint.optimizer_state.state_data[3].data[1] = value
+    other = trainer()
+    with pytest.raises(CheckpointError, match=r"optimizer_state.state_data '\w+_3': NaN or infinity is in it"):
+        other.restore(checkpoint)
+    assert other.step == 0
+
+
+@pytest.mark.parametrize("setting", ["epsilon", "learning_rate", "initial_loss_scale"])
+def test_settings_that_a_processor_takes_for_zero(setting: str) -> None:
+    with pytest.raises(SpecError, match=f"{setting} must be "):
+        trainer(**{setting: 1e-40})

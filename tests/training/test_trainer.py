@@ -582,7 +582,7 @@ def test_refusals_are_one_line_and_change_nothing(call, error, text):
         ({"optimizer_type": "Adma"}, "unknown name 'Adma'; did you mean 'Adam'"),
         ({"beta1": 1.5}, "Adam: beta1 must be from 0"),
         ({"metrics": ["f1"]}, "f1"),
-        ({"loss_function": "MeanSquaredError"}, "MeanSquaredError does not fit Classification"),
+        ({"loss_function": "MeanSquaredError"}, "MeanSquaredError does not fit problem_type Classification"),
     ],
 )
 def test_settings_that_do_not_fit(settings, text):

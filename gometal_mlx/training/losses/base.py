@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..._types import Shape, floats
 from ...errors import ShapeError, SpecError
-from ...layers import Layer
+from ...layers import Layer, LayerSpec
 
 LOSSES: dict[int, type[Loss]] = {}  # LossFunction code -> class; filled by Loss.__init_subclass__
 
@@ -46,13 +46,15 @@ class Loss:
                 f"{type(self).__name__}: the model must end in (batch, classes), but it ends in {output_shape}"
             )
 
-    def check_model(self, last_layer: str) -> None:
+    def check_model(self, last: LayerSpec) -> None:
         """Raise SpecError if the loss wants probabilities and the model's last layer does not give them."""
-        if self.needs_last and last_layer not in self.needs_last:
-            needed = " or ".join(self.needs_last)
-            raise SpecError(
-                f"{type(self).__name__}: the model must end in {needed} (it ends in {last_layer}); {self.instead}"
-            )
+        if not self.needs_last:
+            return
+        name, needed = type(self).__name__, " or ".join(self.needs_last)
+        if last.type_name not in self.needs_last:
+            raise SpecError(f"{name}: the model must end in {needed} (it ends in {last.type_name}); {self.instead}")
+        if not last.layer().rows_apart(last.input_shape, training=False):
+            raise SpecError(f"{name}: {last.type_name} {last.name!r} is taken along the batch; choose another axis")
 
     @property
     def multi_label(self) -> bool:
@@ -68,7 +70,7 @@ class Loss:
         raise NotImplementedError  # as above
 
     def mean(
-        self, outputs: mx.array, y: mx.array, class_weights: Sequence[float] | None = None,
+        self, outputs: mx.array, y: mx.array, class_weights: Iterable[float] | None = None,
         weight: mx.array | None = None,
     ) -> mx.array:  # fmt: skip
         """Mean over the batch; with class weights ``sum(w l) / sum(w)``, w being that of the row's class.
@@ -83,7 +85,7 @@ class Loss:
             return mx.mean(losses)
         return mx.sum(losses) / (self.weight(y, class_weights) if weight is None else weight)
 
-    def weight(self, y: mx.array, class_weights: Sequence[float] | None = None) -> mx.array:
+    def weight(self, y: mx.array, class_weights: Iterable[float] | None = None) -> mx.array:
         """What a batch counts: its rows, or the sum of their weights."""
         if class_weights is None:
             return mx.array(float(y.shape[0]))

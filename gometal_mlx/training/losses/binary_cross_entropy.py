@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ShapeError, SpecError
-from ...layers import Layer, Sigmoid
+from ...layers import Layer, LayerSpec, Sigmoid
 from .base import Loss, label_numbers
 
 CLAMP = 1e-7  # go-metal's distance from 0 and 1
@@ -69,7 +69,7 @@ class BinaryCrossEntropy(Loss):
 
 
 class BCEWithLogits(BinaryCrossEntropy):
-    """``mean(max(x, 0) - x y + log(1 + exp(-abs(x))))`` over all outputs: BinaryCrossEntropy of sigmoid(x).
+    """``mean(y log(1 + exp(-x)) + (1 - y) log(1 + exp(x)))`` over all outputs: BinaryCrossEntropy of sigmoid(x).
 
     Shapes and labels: as BinaryCrossEntropy; the outputs are logits.
     Raises: SpecError for a model that ends in Sigmoid or Softmax.
@@ -81,12 +81,13 @@ class BCEWithLogits(BinaryCrossEntropy):
     answer: ClassVar[type[Layer] | None] = Sigmoid
     needs_last: ClassVar[tuple[str, ...]] = ()
 
-    def check_model(self, last_layer: str) -> None:
-        if last_layer in BinaryCrossEntropy.needs_last:
-            told = f"the model must end in logits, but it ends in {last_layer}, and probabilities are none"
+    def check_model(self, last: LayerSpec) -> None:
+        if last.type_name in (*BinaryCrossEntropy.needs_last, "LogSoftmax"):
+            told = f"the model must end in logits, but it ends in {last.type_name}, and probabilities are none"
             raise SpecError(f"BCEWithLogits: {told}; use BinaryCrossEntropy")
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
         x, y = outputs.astype(mx.float32), self._smoothed(y)
-        # log(1 + exp(x)) in one piece: max and abs have no slope at 0, where it is 1/2
-        return mx.mean(mx.logaddexp(x, mx.zeros_like(x)) - x * y, axis=1)
+        # log(1 + exp(x)) in one piece: max and abs have no slope at 0, where it is 1/2. No x y: it takes digits.
+        zero = mx.zeros_like(x)
+        return mx.mean(y * mx.logaddexp(-x, zero) + (1 - y) * mx.logaddexp(x, zero), axis=1)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ..._types import Shape
 from ...errors import SpecError
 from ...layers import Layer, Softmax
-from ...layers._exp import logsumexp
+from ...layers._exp import log_softmax
 from .base import Loss, class_indices
 
 
@@ -42,14 +42,13 @@ class CrossEntropy(Loss):
         return class_indices(y, rows, self.outputs[0], type(self).__name__)
 
     def per_row(self, outputs: mx.array, y: mx.array) -> mx.array:
-        x = outputs.astype(mx.float32)
-        return self._expect(x - logsumexp(x, 1), y)
+        return self._expect(log_softmax(outputs.astype(mx.float32), 1), y)
 
     def _expect(self, logs: mx.array, y: mx.array) -> mx.array:
         """Minus the mean of the log-probabilities under the (smoothed) targets."""
         hit = mx.sum(y * logs, axis=1) if y.ndim == 2 else mx.take_along_axis(logs, y[:, None], axis=1).squeeze(1)
         smooth = self.label_smoothing
-        return -((1 - smooth) * hit + smooth * mx.mean(logs, axis=1)) if smooth else -hit
+        return 0 - ((1 - smooth) * hit + smooth * mx.mean(logs, axis=1) if smooth else hit)  # not -0
 
     def row_weights(self, y: mx.array, class_weights: mx.array) -> mx.array:
         return class_weights[y] if y.ndim == 1 else y @ class_weights

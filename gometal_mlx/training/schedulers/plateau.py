@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar
 
 from ...errors import SpecError, shown
@@ -44,6 +45,7 @@ class ReduceLROnPlateauScheduler(LRScheduler):
         self.require("factor", 0 < self.factor < 1, "between 0 and 1")
         self.require("patience", self.patience >= 1, "at least 1")
         self.require("threshold", self.threshold >= 0, "at least 0")
+        self.require("monitor", self.monitor is None or isinstance(self.monitor, str), "a metric's name")
         self.require("mode", self.mode in ("min", "max"), "'min' or 'max'")
         self.require("min_lr", self.min_lr >= 0, "at least 0")
 
@@ -67,6 +69,8 @@ class ReduceLROnPlateauScheduler(LRScheduler):
 
     def step(self, metric: float, current_lr: float) -> float:
         """Take the metric of an epoch into account; returns the rate that follows from the present one."""
+        if not isinstance(metric, Real):
+            raise SpecError(f"{self.name}: a metric must be a number, got {shown(metric)}")
         sign = 1 if self.mode == "min" else -1
         if math.isfinite(metric) and (self.best is None or sign * metric < sign * self.best - self.threshold):
             self.best, self.waited = metric, 0
