@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import TextIO
 from .callbacks import Callback, Event
 
 WIDTH = 70  # characters of the bar, as in go-metal
+FULL = "\u2588"
 
 
 class ProgressBar:
@@ -44,26 +46,43 @@ class ProgressBar:
         self._draw()
 
     def finish(self) -> None:
-        """Fill the bar and end the line."""
+        """Fill the bar and end the line, which is shown whole."""
         self.current = self.total
-        self._draw()
+        self._draw(self.line(whole=True))
         self._write("\n")
         self._drawn = 0
 
-    def line(self) -> str:
-        """What is drawn."""
+    def leave(self) -> None:
+        """End the line as it is, if there is one."""
+        if self._drawn:
+            self._write("\n")
+        self._drawn = 0
+
+    def line(self, *, whole: bool = False) -> str:
+        """What is drawn; on a terminal the bar is shorter, and the end left out (or not), where it would not fit."""
         elapsed = time.perf_counter() - self._start
         share = min(max(self.current / self.total, 0.0), 1.0) if self.total else 1.0
-        filled = math.floor(share * self.width)
         left = elapsed / share - elapsed if share else 0.0
         rate = f", {self.current / elapsed:.2f}batch/s" if self.current > 0 and elapsed > 0 else ""
         shown = "".join(f", {k}={_metric(k, v)}" for k, v in self._metrics.items())
-        bar = "\u2588" * filled + " " * (self.width - filled)
         times = f"{_clock(elapsed)}<{_clock(left)}"
-        return f"{self.description}: {share * 100:3.0f}%|{bar}| {self.current}/{self.total} [{times}{rate}{shown}]"
+        before = f"{self.description}: {share * 100:3.0f}%|"
+        after = f"| {self.current}/{self.total} [{times}{rate}{shown}]"
+        columns = self._columns()
+        width = max(0, min(self.width, columns - len(before) - len(after)))
+        filled = math.floor(share * width)
+        return f"{before}{FULL * filled}{' ' * (width - filled)}{after}"[: None if whole else columns]
 
-    def _draw(self) -> None:
-        line = self.line()
+    def _columns(self) -> int:
+        """How many characters a line may have: one more and a terminal would begin the next line."""
+        try:
+            columns = os.get_terminal_size((self.file or sys.stderr).fileno()).columns
+        except (OSError, ValueError, AttributeError):  # a file, a pipe, a notebook
+            columns = 0
+        return columns - 1 if columns else sys.maxsize  # there are terminals that do not say
+
+    def _draw(self, line: str | None = None) -> None:
+        line = line or self.line()
         self._write("\r" + line.ljust(self._drawn))
         self._drawn = len(line)
 
@@ -115,3 +134,7 @@ class ProgressPrinter(Callback):
             shown = {k: v for k, v in (event.metrics or {}).items() if "loss" in k or "accuracy" in k}
             self._bar.update(event.batches, shown)
             self._bar.finish()
+
+    def on_interrupt(self, event: Event) -> None:
+        if self._bar:  # what is told next begins a line of its own
+            self._bar.leave()

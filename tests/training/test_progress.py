@@ -1,6 +1,7 @@
 """The progress bar's layout: the reference, section 7.1."""
 
 import io
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from gometal_mlx.layers import ModelBuilder
-from gometal_mlx.training import Event, ModelTrainer, ProgressBar, ProgressPrinter, TrainerConfig, progress
+from gometal_mlx.training import Callback, Event, ModelTrainer, ProgressBar, ProgressPrinter, TrainerConfig, progress
 
 FULL = "\u2588"
 
@@ -177,3 +178,34 @@ def test_printer_in_a_run(problem: str) -> None:
     assert [line.split("\r")[-1][:15] for line in lines] == ["Epoch 1/2: 100%", "Epoch 2/2: 100%", ""]
     assert ("accuracy=" in lines[0]) is (problem == "Classification")
     assert sys.stderr is not file
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize(("columns", "blocks"), [(200, 70), (110, 13), (80, 0), (20, 0), (0, 70)])
+def test_a_line_fits_the_terminal(columns: int, blocks: int, clock: Clock) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(writer, "w") as file, os.fdopen(reader, "rb"):
+        bar = ProgressBar("Epoch 1/2", 10, file=file)
+        clock.now += 1
+        bar.current, bar._metrics = 10, {"loss": 0.5, "accuracy": 0.5, "val_loss": 0.5}
+        line = bar.line()
+    assert line.count(FULL) == blocks
+    assert len(line) == columns - 1 if 0 < columns < 200 else line.endswith("val_loss=0.500]")
+
+
+def test_what_ends_a_run_is_told_on_a_line_of_its_own() -> None:
+    class Ends(Callback):
+        def on_step_end(self, event: Event) -> None:
+            raise OverflowError
+
+    file = io.StringIO()
+    spec = ModelBuilder((4, 3)).add_dense(2).compile()
+    with pytest.raises(OverflowError):
+        ModelTrainer(spec).fit((np.zeros((8, 3)), [0, 1] * 4), 2, callbacks=[ProgressPrinter(file=file), Ends()])
+    assert re.fullmatch(r"\r[^\n]+\n", file.getvalue())
