@@ -109,7 +109,9 @@ class CheckpointMetadata:
 
     @classmethod
     def now(cls, description: str = "", tags: Iterable[str] = ()) -> CheckpointMetadata:
-        """Metadata stamped with the present time, UTC."""
+        """Metadata stamped with the present time, UTC; CheckpointError for tags that are a single text."""
+        if isinstance(tags, str):
+            raise CheckpointError(f"metadata.tags: a list of texts is needed, got {shown(tags)}")
         stamp = go_time(datetime.now(UTC).isoformat(timespec="microseconds"))
         return cls(created_at=stamp, description=description, tags=list(tags))
 

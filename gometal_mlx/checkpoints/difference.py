@@ -12,6 +12,7 @@ import numpy as np
 from .._types import FloatArray, f32
 from ..layers.spec import ModelSpec, describe_difference
 from .checkpoint import Checkpoint, OptimizerTensor, WeightTensor
+from .values import plain
 
 COMPARED_AT_A_TIME = 1 << 20  # numbers, so that comparing takes little memory
 
@@ -136,7 +137,7 @@ def _leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
         for i, item in enumerate(value):
             yield from _leaves(item, f"{path}[{i}]")
     else:
-        yield path, _plain(value)
+        yield path, value if isinstance(value, np.ndarray) else plain(value)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -151,10 +152,3 @@ def _told(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return f"array of shape {list(value.shape)}"
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> Any:
-    """A number as JSON and people want it: float32 by its shortest decimal."""
-    if isinstance(value, np.floating):
-        return float(str(value))
-    return value.item() if isinstance(value, np.generic) else value

@@ -268,6 +268,8 @@ def _known(checksum: Any) -> bool:
 
 
 def _entries(value: Any) -> Iterator[Entry]:
+    if not isinstance(value, dict) or not {"version", "files"} <= set(value):
+        raise ValueError("no manifest of a CheckpointManager")
     if value["version"] > MANIFEST_VERSION:
         raise ValueError(f"written by a newer gometal_mlx, version {value['version']}")
     for item in value["files"]:

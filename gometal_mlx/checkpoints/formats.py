@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ class Format:
 
     def save(self, checkpoint: Checkpoint, path: Path, options: Mapping[str, Any] = NO_OPTIONS) -> Any:
         """Write a file; CheckpointError for an option that the format does not have."""
+        if not isinstance(checkpoint, Checkpoint):
+            told = f"a Checkpoint is needed, got a {type(checkpoint).__name__}"
+            raise CheckpointError(f"{path}: {told}; trainer.checkpoint() makes one, and trainer.save(path) saves it")
         return self._call("save", options, path, checkpoint, path)
 
     def load(self, path: Path, options: Mapping[str, Any] = NO_OPTIONS) -> Checkpoint:
@@ -101,7 +105,16 @@ def load(path: str | os.PathLike[str], **options: Any) -> Checkpoint:
 
     Raises: CheckpointError naming file, layer and field; UnsupportedError for an ONNX graph with no exact equivalent.
     """
-    return CheckpointSaver(format_of(path)).load_checkpoint(path, **options)
+    try:
+        kind = format_of(path)
+    except CheckpointError as e:
+        if isinstance(path, str | os.PathLike) and os.path.isdir(path):
+            told = "a folder; ModelTrainer.resume takes the newest file in it, gometal verify looks at all"
+            raise CheckpointError(f"{path}: {told}") from e
+        if isinstance(path, str | os.PathLike) and not os.path.exists(path):
+            raise CheckpointError(f"{e}; and there is no such file") from e
+        raise
+    return CheckpointSaver(kind).load_checkpoint(path, **options)
 
 
 class CheckpointSaver:
@@ -151,4 +164,6 @@ def sniff(head: bytes) -> CheckpointFormat | None:
         return CheckpointFormat.JSON
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
         return CheckpointFormat.SAFETENSORS
+    if re.match(rb"\x08[\x03-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]", head):  # ir_version, and the field behind it
+        return CheckpointFormat.ONNX
     return None

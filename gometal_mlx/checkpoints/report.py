@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from .._types import f32
 from ..layers.base import LAYERS
 from .checkpoint import Checkpoint, WeightTensor
+from .values import plain
 
 
 def report(c: Checkpoint, *, file_bytes: int) -> dict[str, Any]:
@@ -22,12 +24,12 @@ def report(c: Checkpoint, *, file_bytes: int) -> dict[str, Any]:
             "tags": ", ".join(c.metadata.tags),
         },
         "info": dict(c.info),
-        "training_state": dict(vars(c.training_state)),
+        "training_state": {k: f32(v) if isinstance(v, float) else v for k, v in vars(c.training_state).items()},
         "optimizer": None
         if optimizer is None
         else {
             "type": optimizer.type,
-            "parameters": {k: _plain(v) for k, v in optimizer.parameters.items()},
+            "parameters": {k: plain(v) for k, v in optimizer.parameters.items()},
             "tensors": len(optimizer.state_data),
         },
         "model": {
@@ -41,7 +43,7 @@ def report(c: Checkpoint, *, file_bytes: int) -> dict[str, Any]:
                 "type": s.type_name,
                 "output_shape": list(s.output_shape),
                 "parameters": s.parameter_count,
-                "settings": ", ".join(f"{k} {_plain(v)}" for k, v in sorted(s.parameters.items())),
+                "settings": ", ".join(f"{k} {plain(v)}" for k, v in sorted(s.parameters.items())),
             }
             for s in spec.layers
         ],
@@ -75,8 +77,3 @@ def _statistics(w: WeightTensor) -> dict[str, Any]:
         "mean": float(data.mean(dtype=np.float64)), "std": float(data.std(dtype=np.float64)),
         "zeros": int(w.data.size - np.count_nonzero(w.data)), "nonfinite": int(nonfinite),
     }  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    """A number as JSON and people want it: float32 by its shortest decimal."""
-    return float(str(value)) if isinstance(value, np.floating) else value

@@ -17,6 +17,13 @@ MAX_RANK = 32  # dimensions of an array; numpy takes 64, go-metal's engine 4
 MAX_DEPTH = 100  # of maps and lists among the extras
 
 
+def plain(value: Any) -> Any:
+    """A number or array as JSON and people want it: numpy's as Python's, float32 by its shortest decimal."""
+    if isinstance(value, np.floating):
+        return float(str(value))
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
 def check_finite(data: FloatArray, where: str) -> None:
     """Raise CheckpointError with the position of the first NaN or infinity."""
     # one pass without a temporary: the largest magnitude is NaN or infinite if anything is

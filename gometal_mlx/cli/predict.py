@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         with open(args.input, "rb") as file:
             inputs = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as e:
+        raise CheckpointError(f"{args.input}: cannot be read: {e.strerror or e}") from e
     except Exception as e:  # numpy reads the header as Python's tokens, which can fail in many ways
         raise CheckpointError(f"{args.input}: no readable .npy file: {e}") from e
     if inputs.dtype.kind not in "iubf":

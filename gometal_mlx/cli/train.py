@@ -16,6 +16,7 @@ from ..data import ArrayDataset, load_digits
 from ..errors import GoMetalError, ShapeError, SpecError
 from ..inference import Predictor
 from ..layers import ModelBuilder, ModelSpec
+from ..layers.base import suggest
 from ..training import ModelTrainer, OptimizerType, ProgressPrinter, TrainerConfig
 from .table import say, size_text, table
 
@@ -46,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
     """Train, save, check, print the table."""
     if not 0 <= args.seed < 2**63:
         raise SpecError(f"--seed must be from 0 to 2**63 - 1, got {args.seed}")
-    train, test = _data(args.data, images=args.model == "cnn", seed=args.seed)
-    classes = int(max(train.y.max(), test.y.max())) + 1
-    spec = (build_cnn if args.model == "cnn" else build_mlp)(train.x.shape[1:], classes, args.batch_size)
     config = TrainerConfig(
         batch_size=args.batch_size, learning_rate=args.learning_rate, optimizer_type=args.optimizer, seed=args.seed
     )
+    train, test = _data(args.data, images=args.model == "cnn", seed=args.seed)
+    classes = int(max(train.y.max(), test.y.max())) + 1
+    spec = (build_cnn if args.model == "cnn" else build_mlp)(train.x.shape[1:], classes, args.batch_size)
     trainer = ModelTrainer(spec, config)
     try:  # before anything is trained that could not be saved
         args.out.mkdir(parents=True, exist_ok=True)
@@ -114,6 +115,8 @@ def _data(source: str, *, images: bool, seed: int) -> tuple[ArrayDataset, ArrayD
     try:
         with zipfile.ZipFile(source) as archive:
             x, y = (np.lib.format.read_array(archive.open(f"{k}.npy"), allow_pickle=False) for k in ("x", "y"))
+    except FileNotFoundError as e:
+        raise SpecError(f"--data {source}: no such file{suggest(source, ['digits'])}") from e
     except Exception as e:  # zipfile, zlib and numpy have no common error
         raise SpecError(f"--data {source}: 'digits' or an .npz file with arrays x and y needed: {e}") from e
     if x.dtype.kind not in "iubf" or y.dtype.kind not in "iu" or y.ndim != 1 or len(y) < 5:

@@ -11,9 +11,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoints import CheckpointFormat, load
+from ..checkpoints import load
 from ..checkpoints.folder import ANY, CheckpointFolder
-from ..checkpoints.formats import format_of
+from ..checkpoints.formats import is_export
 from ..errors import CheckpointError, GoMetalError, naming
 from ..layers import Model
 from .source import add_read_external, external_data, read
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Load, build, run; for ONNX compare; in a folder check every file of the manifest."""
     if os.path.isdir(args.file):
         return _folder(Path(args.file))
-    if format_of(args.file) == CheckpointFormat.ONNX and Path(args.file).is_file():
+    if is_export(args.file):
         from ..checkpoints.onnx import verify_file
 
         (external,) = external_data(args, args.file)

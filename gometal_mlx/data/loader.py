@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from .._types import is_int
-from ..errors import SpecError
+from ..errors import SpecError, shown
 from .dataset import Array, Dataset
 
 
@@ -84,6 +84,8 @@ class DataLoader:
 
         Raises: SpecError if the data or its batches differ from those of the saved position.
         """
+        if not isinstance(state, Mapping):
+            raise SpecError(f"DataLoader: a state_dict is needed, got {shown(state)}")
         own = self.state_dict()
         for key in ("shuffle", "batch_size", "drop_last", "rows"):
             if key not in state or state[key] != own[key]:

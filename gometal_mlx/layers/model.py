@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .._types import FloatArray, Shape, floats, is_int
-from ..errors import CheckpointError, ShapeError, SpecError
+from ..errors import CheckpointError, ShapeError, SpecError, shown
 from ._layout import to_internal, to_public
 from .base import STATISTICS, Layer, Param
 from .registry import Softmax
@@ -62,6 +62,9 @@ class Model(nn.Module):
 
     def __init__(self, spec: ModelSpec, seed: int | None = None) -> None:
         super().__init__()
+        if not isinstance(spec, ModelSpec):
+            told = f"a compiled ModelSpec is needed, got a {type(spec).__name__}"
+            raise SpecError(f"Model: {told}; a ModelBuilder makes one by compile()")
         if not spec.compiled:
             raise SpecError("Model: the spec is not compiled; call ModelBuilder.compile() first")
         if seed is not None and not (is_int(seed) and seed >= 0):
@@ -86,6 +89,8 @@ class Model(nn.Module):
 
         Raises: SpecError, ShapeError, CheckpointError for what does not fit together.
         """
+        if not hasattr(checkpoint, "model_spec"):
+            raise CheckpointError(f"Model: a Checkpoint is needed, got {shown(checkpoint)}; gm.load reads one")
         if checkpoint.model_spec is None:
             raise CheckpointError(
                 "checkpoint: it has no model_spec, only weights; load_weights(model, weights) fits them to a model"

@@ -193,7 +193,9 @@ def monitored(metrics: Mapping[str, Any], name: str | None, whose: str) -> tuple
     """Name and value of the metric to follow; SpecError with the recorded names if it is not among them."""
     chosen = name or ("val_loss" if "val_loss" in metrics else "loss")
     if chosen not in metrics:
-        raise SpecError(f"{whose}: metric {chosen!r} is not recorded{suggest(chosen, list(metrics))}")
+        judged = chosen.startswith("val_") and "val_loss" not in metrics
+        told = "; give fit validation_data, or a validation_split" if judged else suggest(chosen, list(metrics))
+        raise SpecError(f"{whose}: metric {chosen!r} is not recorded{told}")
     return chosen, float(metrics[chosen])
 
 

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from .._types import is_int
+
 
 class History:
     """One record for each epoch trained: ``epoch``, ``loss``, ``accuracy``, ``val_loss``, ``learning_rate``, ...
 
-    ``history["loss"]`` is the column, ``history[-1]`` the last epoch's record. Records hold only what the run itself
-    determines, so that a resumed run has the same; what depends on the machine (``elapsed_s``) is kept beside them.
+    ``history["loss"]`` is the column, ``history[-1]`` the last epoch's record, a slice some of them. Records hold only
+    what the run itself determines, so that a resumed run has the same; what depends on the machine (``elapsed_s``) is
+    kept beside them.
     """
 
     def __init__(self, records: list[dict[str, Any]] | None = None) -> None:
@@ -28,8 +31,10 @@ class History:
         """Names of everything recorded, in order of appearance."""
         return list(dict.fromkeys(name for r in self for name in r))
 
-    def __getitem__(self, key: str | int) -> Any:
-        if isinstance(key, int):
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, slice):
+            return [*self][key]
+        if is_int(key):
             return {**self.records[key], **self.measured[key]}
         if key not in self.columns:
             raise KeyError(f"{key!r} was not recorded; recorded: {', '.join(self.columns) or 'nothing yet'}")

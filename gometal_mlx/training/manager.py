@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,7 +19,7 @@ from ..checkpoints import Checkpoint, CheckpointFormat, load
 from ..checkpoints.checksum import checksum
 from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder, Entry
 from ..checkpoints.formats import FORMATS, Format, is_export, refuse_export
-from ..errors import CheckpointError, GoMetalError, SpecError
+from ..errors import CheckpointError, GoMetalError, SpecError, shown
 from .callbacks import Callback, Event, monitored, usual_mode
 from .resumable import RestoreReport, ResumableTrainer
 
@@ -131,10 +132,15 @@ class CheckpointManager(Callback):
     saves: ClassVar[bool] = True
 
     def __init__(self, trainer: ResumableTrainer, config: CheckpointConfig | None = None) -> None:
+        if not isinstance(trainer, ResumableTrainer):
+            raise SpecError(f"CheckpointManager: a ModelTrainer is needed, got a {type(trainer).__name__}")
+        if not isinstance(config, CheckpointConfig | None):
+            raise SpecError(f"CheckpointManager: config must be a CheckpointConfig, got {shown(config)}")
         self.trainer, self.config = trainer, config or CheckpointConfig()
         self.folder = CheckpointFolder(self.config.save_directory, self.config.filename_pattern)
         self._worker: ThreadPoolExecutor | None = None  # where files are written with async_save; from the first on
         self._job: Future[None] | None = None
+        self._complained = ""  # of what was warned last
         self._best_loss, self._best_accuracy = math.inf, 0.0  # of go-metal's rule
         self._last_step, self._last_time = trainer.step, time.monotonic()
         self._began, self._spent = time.monotonic(), 0.0
@@ -168,6 +174,9 @@ class CheckpointManager(Callback):
 
     def save_best_checkpoint(self, epoch: int, step: int, loss: float, accuracy: float) -> bool:
         """Save if this epoch is among the best ones; whether it did."""
+        for name, value in (("loss", loss), ("accuracy", accuracy)):
+            if not isinstance(value, Real):
+                raise SpecError(f"CheckpointManager: {name} must be a number, got {shown(value)}")
         return self._save_best(_count("epoch", epoch), _count("step", step), {"loss": loss, "accuracy": accuracy})
 
     def load_checkpoint(self, path: str | os.PathLike[str] | None = None, *, strict: bool = False) -> RestoreReport:
@@ -179,7 +188,10 @@ class CheckpointManager(Callback):
         if path is not None:
             refuse_export(path)
             return self.trainer.restore(load(path), strict=strict)
-        entries = [e for e in self.list() if not is_export(e.name)]
+        found = self.list()
+        entries = [e for e in found if not is_export(e.name)]
+        if found and not entries:
+            refuse_export(self.folder.path / found[0].name)
         return self.trainer.restore(self.folder.load_newest(entries)[1], strict=strict)
 
     # ---------------------------------------------------------------------------------------------- what there is
@@ -359,4 +371,7 @@ class CheckpointManager(Callback):
     def _complain(self, error: GoMetalError) -> None:
         if self.config.on_error == "raise":
             raise error
+        if str(error) == self._complained:
+            return
+        self._complained = str(error)
         warnings.warn(f"{error}; training goes on", stacklevel=4)

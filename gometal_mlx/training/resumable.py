@@ -67,6 +67,8 @@ def _load(path: str | os.PathLike[str]) -> tuple[Path, Checkpoint]:
         return Path(path), load(path)
     file = Path(path)
     folder = CheckpointFolder(file, ANY)
+    if folder.entries and all(is_export(e.name) for e in folder.entries):
+        refuse_export(file / folder.entries[-1].name)
     return folder.load_newest(e for e in folder.newest_first() if not is_export(e.name))
 
 

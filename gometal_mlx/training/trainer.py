@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from .._types import FloatArray, is_int, number
 from ..data import ArrayDataset, DataLoader
+from ..data.dataset import Dataset
 from ..errors import SpecError, TrainingError, shown
 from ..layers import Model, ModelSpec
 from ..layers.base import STATISTICS, suggest
@@ -31,7 +32,7 @@ from .run import Interrupt, Run, interruptible
 from .schedulers import LRScheduler
 from .step import Carried, TrainingStep
 
-Data = DataLoader | tuple[npt.ArrayLike, npt.ArrayLike]
+Data = DataLoader | Dataset | tuple[npt.ArrayLike, npt.ArrayLike]
 
 
 class Trainer:
@@ -162,7 +163,7 @@ class Trainer:
             self.optimizer.rate = max(rate, float(np.finfo(np.float32).tiny))  # a schedule may end at 0
 
     def fit(
-        self, data: Data, epochs: int, validation_data: Data | None = None, callbacks: Sequence[Callback] = (),
+        self, data: Data, epochs: int, validation_data: Data | None = None, callbacks: Sequence[Callback] | None = (),
         checkpoints: Callback | None = None, *, validation_split: float = 0.0,
     ) -> History:  # fmt: skip
         """Train for a number of epochs; on a resumed trainer, finish the run that was interrupted.
@@ -171,8 +172,8 @@ class Trainer:
         finishes the run), and a second Ctrl-C interrupts at once. SIGTERM does the same and then ends the process.
 
         Args:
-            data: a DataLoader, from its epoch's first batch on, or ``(x, y)`` arrays (then shuffled, in batches of
-                ``config.batch_size``).
+            data: a DataLoader, from its epoch's first batch on, or ``(x, y)`` arrays or a dataset (then shuffled, in
+                batches of ``config.batch_size``).
             epochs: of the whole run; a resumed trainer trains those that are left.
             validation_data: judged after every epoch, as ``val_loss`` and so on.
             callbacks: called in this order, but those that save (a CheckpointManager) last.
@@ -182,14 +183,17 @@ class Trainer:
         Raises: SpecError, ShapeError for data that does not fit; TrainingError for a loss that is not finite.
         """
         if not is_int(epochs) or epochs < 0:
-            raise SpecError(f"fit: epochs must be an int of at least 0, got {epochs!r}")
+            pair = (
+                "; inputs and labels are given as one pair: fit((x, y), epochs)" if hasattr(epochs, "__len__") else ""
+            )
+            raise SpecError(f"fit: epochs must be an int of at least 0, got {shown(epochs)}{pair}")
         if validation_split:
             data, validation_data = self._split(data, validation_data, validation_split)
         loader = self._as_loader(data, shuffle=True)
         if loader is not data:
             loader.epoch = self.epoch  # five epochs and five more see the rows in the order of ten
         validation = None if validation_data is None else self._as_loader(validation_data, shuffle=False)
-        listeners = self._listeners(callbacks, checkpoints)
+        listeners = self._listeners(callbacks or [], checkpoints)
         pending = self._pending
         run = self._begin(loader, listeners)
         last = run.start + int(epochs)
@@ -282,10 +286,12 @@ class Trainer:
     def _as_loader(self, data: Data, *, shuffle: bool) -> DataLoader:
         if isinstance(data, DataLoader):
             loader = data
-        elif isinstance(data, tuple | list) and len(data) == 2:
-            loader = DataLoader(ArrayDataset(*data), self.config.batch_size, shuffle=shuffle, seed=self.config.seed)
         else:
-            raise SpecError(f"data must be a DataLoader or a pair (x, y) of arrays, got {type(data).__name__}")
+            dataset = ArrayDataset(*data) if isinstance(data, tuple | list) and len(data) == 2 else data
+            if not hasattr(dataset, "rows"):
+                told = f"a DataLoader, a dataset or a pair (x, y) of arrays, got {type(data).__name__}"
+                raise SpecError(f"data must be {told}")
+            loader = DataLoader(dataset, self.config.batch_size, shuffle, self.config.seed)
         if not len(loader):
             raise SpecError(f"data needs at least one row, the {type(loader.dataset).__name__} has none")
         if isinstance(loader.dataset, ArrayDataset):  # say now what would go wrong in the middle of an epoch

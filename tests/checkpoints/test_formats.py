@@ -132,7 +132,8 @@ def test_any_other_suffix_is_refused(name: str, tmp_path: Path) -> None:
     for action in (lambda p: save(small_checkpoint(), p), load):
         with pytest.raises(CheckpointError) as e:
             action(tmp_path / name)
-        one_line(e.value, str(tmp_path / name), ".json, .json.gz, .onnx, .safetensors")
+        folder = not name and action is load
+        one_line(e.value, str(tmp_path / name), "a folder" if folder else ".json, .json.gz, .onnx, .safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -170,8 +171,9 @@ def test_the_package_has_both_functions_on_top(tmp_path: Path) -> None:
     [
         (b"", None), (b"{", CheckpointFormat.JSON), (b" \n{", CheckpointFormat.JSON),
         (b"\x1f\x8b\x08", CheckpointFormat.JSON),
-        (b"\x40\x00\x00\x00\x00\x00\x00\x00{", CheckpointFormat.SAFETENSORS), (b"\x08\x08\x12\x0bgometal_", None),
-        (b"\xff" * 8 + b"{", None),
+        (b"\x40\x00\x00\x00\x00\x00\x00\x00{", CheckpointFormat.SAFETENSORS),
+        (b"\x08\x08\x12\x0bgometal_", CheckpointFormat.ONNX), (b"\x08\x0a\x1a", CheckpointFormat.ONNX),
+        (b"\x08\x08", None), (b"\xff" * 8 + b"{", None),
     ],
 )  # fmt: skip
 def test_the_first_bytes_tell_the_format_only_where_they_are_certain(

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -255,7 +256,7 @@ def test_verify_finds_a_model_that_overflows(run: Any, golden: Path) -> None:
 
 
 def test_verify_is_as_strict_as_told(run: Any, files: dict[str, Path]) -> None:
-    result = run("verify", files[".onnx"], "--tolerance", "-1")  # no difference is below that
+    result = run("verify", files[".onnx"], "--tolerance", "0")  # denormal numbers alone make one
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert "onnxruntime differs from MLX by " in result.err
 
@@ -437,3 +438,25 @@ def test_output_that_cannot_be_written(files: dict[str, Path]) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     told = "gometal inspect: the output cannot be written: No space left on device\n"
     assert (done.returncode, done.stderr) == (1, told)
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
+def test_a_tolerance_is_a_number(run: Any, files: dict[str, Path], tolerance: str) -> None:
+    result = run("verify", files[".onnx"], f"--tolerance={tolerance}")
+    assert result.code == 1
+    assert "tolerance must be a number of at least 0, got" in result.err
+
+
+def test_files_that_are_not_there_are_said_to_be_so(run: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    missing = tmp_path / "none.npy"
+    assert run("predict", files[".json"], missing).err.endswith("none.npy: cannot be read: No such file or directory\n")
+    assert run("train", "--data", "digit").err.endswith("--data digit: no such file; did you mean 'digits'?\n")
+    assert "batch_size must be an int of at least 1, got 0" in run("train", "--batch-size", "0").err
+    assert run("verify", tmp_path / "none").err.endswith("; and there is no such file\n")
+    assert "a folder; ModelTrainer.resume" in run("inspect", tmp_path).err
+
+
+def test_inspect_shows_rates_as_they_were_typed(run: Any, tmp_path: Path) -> None:
+    spec = gm.ModelBuilder((1, 3)).add_dense(2).compile()
+    gm.ModelTrainer(spec, gm.TrainerConfig(learning_rate=0.001)).save(tmp_path / "m.json")
+    assert re.search(r"^  learning_rate +0\.001$", run("inspect", tmp_path / "m.json").out, re.MULTILINE)

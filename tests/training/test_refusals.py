@@ -1,18 +1,22 @@
 """What a trainer is not given: one line that says what was needed and what came."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from training_support import blobs, mlp
 
+import gometal_mlx as gm
+from gometal_mlx.checkpoints import CheckpointSaver
 from gometal_mlx.data import ArrayDataset, DataLoader
 from gometal_mlx.errors import CheckpointError, ShapeError, SpecError
 from gometal_mlx.layers import Model, ModelBuilder
 from gometal_mlx.training import (
     Callback,
     CheckpointConfig,
+    CheckpointManager,
     EarlyStopping,
     ModelTrainer,
     ReduceLROnPlateauScheduler,
@@ -244,3 +248,97 @@ def test_an_optimizer_state_with_nan_is_not_restored(value: float) -> None:
 def test_settings_that_a_processor_takes_for_zero(setting: str) -> None:
     with pytest.raises(SpecError, match=f"{setting} must be "):
         trainer(**{setting: 1e-40})
+
+
+class Rows:
+    """A dataset of one's own."""
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return X[indices], Y[indices]
+
+
+def test_what_a_run_may_be_given() -> None:
+    wanted = trainer()
+    wanted.fit((X, Y), 2)
+    for data in (ArrayDataset(X, Y), Rows()):
+        run = trainer()
+        assert run.fit(data, 2, callbacks=None)["loss"] == wanted.history["loss"]
+        assert run.evaluate(data) == wanted.evaluate((X, Y))
+    with pytest.raises(
+        SpecError, match=r"got an array of shape \(64,\); inputs and labels are given as one pair: fit\("
+    ):
+        wanted.fit(X, Y)  # type: ignore[arg-type]
+
+
+def test_a_history_in_part() -> None:
+    run = trainer()
+    run.fit((X, Y), 3)
+    assert [r["epoch"] for r in run.history[1:]] == [2, 3]
+    assert run.history[np.int64(1)]["epoch"] == 2
+
+
+def test_what_is_no_checkpoint_is_told_of(tmp_path: Path) -> None:
+    run = trainer()
+    with pytest.raises(
+        CheckpointError, match=r"x\.json: a Checkpoint is needed, got a ModelTrainer; trainer\.checkpoint"
+    ):
+        gm.save(run, tmp_path / "x.json")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"^Model: a Checkpoint is needed, got 'a\.json'; gm\.load reads one$"):
+        Model.from_checkpoint("a.json")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"^Model: a compiled ModelSpec is needed, got a ModelBuilder; a ModelBuilder"):
+        Model(ModelBuilder((1, 6)).add_dense(3))  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"CheckpointManager: config must be a CheckpointConfig, got \{'a': 1\}"):
+        CheckpointManager(run, {"a": 1})  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="CheckpointManager: a ModelTrainer is needed, got a Model"):
+        CheckpointManager(run.model)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="CheckpointManager: loss must be a number, got 'a'"):
+        CheckpointManager(run, CheckpointConfig(tmp_path)).save_best_checkpoint(1, 1, "a", 0.1)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"metadata\.tags: a list of texts is needed, got 'tag'"):
+        run.checkpoint("description", "tag")
+    with pytest.raises(CheckpointError, match="checkpoint format 5 is unknown; use one of JSON, ONNX, SAFETENSORS"):
+        CheckpointSaver(5)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="DataLoader: a state_dict is needed, got 'x'"):
+        DataLoader(ArrayDataset(X, Y)).load_state_dict("x")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"a folder; ModelTrainer\.resume takes the newest file in it"):
+        gm.load(tmp_path)
+    with pytest.raises(CheckpointError, match=r"unknown suffix; .*; and there is no such file$"):
+        gm.load(tmp_path / "nothing")
+    run.save(tmp_path / "m.onnx")
+    (tmp_path / "m.onnx").rename(tmp_path / "m.json")
+    with pytest.raises(CheckpointError, match="expected JSON, but the content looks like ONNX; rename the file"):
+        gm.load(tmp_path / "m.json")
+
+
+def test_a_folder_of_exports_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    run = trainer()
+    with CheckpointManager(run, CheckpointConfig(tmp_path, save_frequency=1, format="ONNX")) as manager:
+        run.fit((X, Y), 1, checkpoints=manager)
+        with pytest.raises(CheckpointError, match=r"\.onnx: an ONNX file is an export without optimizer"):
+            manager.load_checkpoint()
+    with pytest.raises(CheckpointError, match=r"\.onnx: an ONNX file is an export without optimizer"):
+        ModelTrainer.resume(tmp_path)
+
+
+def test_a_metric_of_validation_needs_some() -> None:
+    told = r"EarlyStopping: metric 'val_loss' is not recorded; give fit validation_data, or a validation_split"
+    with pytest.raises(SpecError, match=told):
+        trainer().fit((X, Y), 2, callbacks=[EarlyStopping("val_loss")])
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '"a"', "3"])
+def test_a_manifest_that_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.warns(UserWarning, match=r"unusable \(no manifest of a CheckpointManager\)"):
+        CheckpointManager(trainer(), CheckpointConfig(tmp_path)).list()
+
+
+def test_the_same_trouble_is_warned_of_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = trainer()
+    manager = CheckpointManager(run, CheckpointConfig(tmp_path / "file" / "in", on_error="warn"))
+    with pytest.warns(UserWarning, match="training goes on") as caught:
+        run.fit((X, Y), 3, checkpoints=manager)
+    assert len([w for w in caught if "training goes on" in str(w.message)]) == 1

@@ -554,7 +554,7 @@ def test_interrupts_are_left_alone_outside_of_the_main_thread():
     ("call", "error", "text"),
     [
         (lambda t: t.fit(blobs(8), -1), SpecError, "epochs must be an int of at least 0, got -1"),
-        (lambda t: t.fit([1, 2, 3], 1), SpecError, r"DataLoader or a pair \(x, y\) of arrays, got list"),
+        (lambda t: t.fit([1, 2, 3], 1), SpecError, r"a dataset or a pair \(x, y\) of arrays, got list"),
         (lambda t: t.fit((np.ones((4, 5)), np.zeros(4, int)), 1), ShapeError, r"inputs must be \(rows, 6\)"),
         (lambda t: t.fit((np.ones((4, 6)), np.array([0, 1, 2, 3])), 1), ShapeError, "label 3 in row 3 is outside 0..2"),
         (lambda t: t.fit((np.ones((4, 6)), np.zeros(3, int)), 1), ShapeError, "same number of rows"),

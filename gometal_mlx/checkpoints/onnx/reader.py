@@ -96,8 +96,8 @@ def _compared(
     checkpoint: Checkpoint, source: bytes | Path, path: Path, tolerance: float, ends: Mapping[str, Any]
 ) -> VerifyReport:
     model = Model.from_checkpoint(replace(checkpoint, notes=[]))
-    given = {**ends, "tolerance": max(tolerance, ends.get("tolerance", 0.0))}
-    report = compare(source, model, where=str(path), **given)
+    least = ends.get("tolerance", tolerance)
+    report = compare(source, model, where=str(path), **{**ends, "tolerance": max(tolerance, least)})
     report.raise_if_different(f"{path}: imported model")
     return report
 

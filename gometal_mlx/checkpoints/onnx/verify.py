@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from ..._types import FloatArray, Shape
+from ..._types import FloatArray, Shape, is_number
 from ...errors import CheckpointError
 from ...layers import Model
 
@@ -114,6 +114,8 @@ def compare(
         output: which of the file's outputs; None is the first.
     Raises: CheckpointError if onnxruntime refuses the model or a batch.
     """
+    if not is_number(tolerance) or tolerance < 0:
+        raise CheckpointError(f"{where}: tolerance must be a number of at least 0, got {tolerance}; 1e-5 is usual")
     spec = model.spec
     row = spec.input_shape[1:]
     numbers = max(math.prod(row), *(s.layer().numbers_per_row(s.input_shape) for s in spec.layers))

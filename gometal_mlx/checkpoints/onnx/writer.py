@@ -27,7 +27,7 @@ from .. import json_format
 from ..atomic import replacing
 from ..checkpoint import Checkpoint, WeightTensor, extract_weights
 from ..checksum import ChecksummedFile
-from ..values import check_finite, extra_arrays
+from ..values import check_finite, extra_arrays, plain
 from .verify import TOLERANCE, VerifyReport, check_proto, compare
 from .wire import Export, data
 
@@ -220,12 +220,7 @@ def _stated(options: ExportOptions) -> str:
 
 def texts(info: Mapping[str, Any]) -> dict[str, str]:
     """What the author says about the model, for readers of any ONNX file: texts as they are, other values as JSON."""
-    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=_plain) for k, v in info.items()}
-
-
-def _plain(value: Any) -> Any:
-    """numpy's numbers and arrays as JSON values: float32 by its shortest decimal."""
-    return float(str(value)) if isinstance(value, np.floating) else value.tolist()
+    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=plain) for k, v in info.items()}
 
 
 def _description(checkpoint: Checkpoint, spec: ModelSpec, weights: list[WeightTensor]) -> str:
