@@ -10,13 +10,14 @@ from . import errors
 from ._version import __version__
 from .checkpoints import Checkpoint, CheckpointFormat, load, save
 from .data import ArrayDataset, DataLoader
-from .errors import CheckpointError, GoMetalError, ShapeError, SpecError, UnsupportedError
+from .errors import CheckpointError, GoMetalError, ShapeError, SpecError, TrainingError, UnsupportedError
 from .inference import Predictor
 from .layers import LayerSpec, Model, ModelBuilder, ModelSpec
-from .training import Callback, History, ModelTrainer, TrainerConfig
+from .training import Callback, CheckpointConfig, CheckpointManager, EarlyStopping, History, ModelTrainer, TrainerConfig
 
 __all__ = [
-    "ArrayDataset", "Callback", "Checkpoint", "CheckpointError", "CheckpointFormat", "DataLoader", "GoMetalError",
-    "History", "LayerSpec", "Model", "ModelBuilder", "ModelSpec", "ModelTrainer", "Predictor", "ShapeError",
-    "SpecError", "TrainerConfig", "UnsupportedError", "__version__", "errors", "load", "save",
+    "ArrayDataset", "Callback", "Checkpoint", "CheckpointConfig", "CheckpointError", "CheckpointFormat",
+    "CheckpointManager", "DataLoader", "EarlyStopping", "GoMetalError", "History", "LayerSpec", "Model",
+    "ModelBuilder", "ModelSpec", "ModelTrainer", "Predictor", "ShapeError", "SpecError", "TrainerConfig",
+    "TrainingError", "UnsupportedError", "__version__", "errors", "load", "save",
 ]  # fmt: skip

@@ -31,7 +31,6 @@ class Affine(Layer):
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = tuple((a, b) for a in _OPS for b in _OPS) + tuple(
         (op,) for op in _OPS
     )
-    go_metal_limit = "go-metal does not know this layer"
 
     def output_shape(self, x: Shape) -> Shape:
         if len(x) < 2:

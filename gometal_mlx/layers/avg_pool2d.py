@@ -31,7 +31,6 @@ class AvgPool2D(Pool2D):
 
     code: ClassVar[int] = 101
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("AveragePool",),)
-    go_metal_limit = "go-metal does not know this layer"
 
     count_include_pad: bool = True
 

@@ -1,7 +1,7 @@
 """What a layer is: one frozen dataclass whose fields are go-metal's JSON ``parameters``.
 
 A layer file holds the parameters, shape rule, weights and initialisation, the forward pass and both ONNX directions;
-nothing else in the package names a layer, except one line in ``registry.py`` and one method of ``ModelBuilder``.
+nothing else in the package lists layers, except ``registry.py``; ``builder.py`` has two methods for each.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from .._types import FloatArray, Params, Shape, f32, is_number
 from ..errors import SpecError, shown
 
+OUR_CODES = 100  # of layers, from here on: go-metal does not know them
 LAYERS: dict[int, type[Layer]] = {}  # LayerType code -> class; filled by Layer.__init_subclass__
 
 Init = Callable[[mx.array | None], mx.array]  # from a random key (None: MLX's global generator) to the first value
@@ -142,6 +143,8 @@ class Layer:
         if (other := LAYERS.get(cls.code)) is not None and other.__qualname__ != cls.__qualname__:
             raise SpecError(f"layer {cls.__name__}: code {cls.code} belongs to {other.__name__}; choose another")
         LAYERS[cls.code] = cls
+        if cls.code >= OUR_CODES:
+            cls.go_metal_limit = "go-metal does not know this layer"
 
     def __post_init__(self) -> None:
         for field in fields(type(self)):

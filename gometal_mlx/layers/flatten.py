@@ -28,7 +28,6 @@ class Flatten(Layer):
     keeps_numbers: ClassVar[bool] = True
     any_layout: ClassVar[bool] = True
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = tuple((op,) for op in FLATTEN_OPS)
-    go_metal_limit = "go-metal does not know this layer"
 
     def output_shape(self, x: Shape) -> Shape:
         if len(x) < 2:

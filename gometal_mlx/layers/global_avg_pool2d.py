@@ -24,7 +24,6 @@ class GlobalAvgPool2D(Layer):
 
     code: ClassVar[int] = 102
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("GlobalAveragePool",), ("ReduceMean",))
-    go_metal_limit = "go-metal does not know this layer"
 
     def output_shape(self, x: Shape) -> Shape:
         if len(x) != 4:

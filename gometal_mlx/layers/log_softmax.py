@@ -28,7 +28,6 @@ class LogSoftmax(Activation):
 
     code: ClassVar[int] = 103
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("LogSoftmax",),)
-    go_metal_limit = "go-metal does not know this layer"
 
     axis: int = -1
 

@@ -1,4 +1,4 @@
-"""Importing this module imports every layer file, which fills ``base.LAYERS``; one line a layer."""
+"""Importing this module imports every layer file, which fills ``base.LAYERS``; an import and a name a layer."""
 
 from enum import IntEnum
 
@@ -24,7 +24,7 @@ from .tanh import Tanh
 
 __all__ = [
     "ELU", "Affine", "AvgPool2D", "BatchNorm", "Conv2D", "Dense", "Dropout", "Flatten", "GlobalAvgPool2D", "LayerType",
-    "LeakyReLU", "LogSoftmax", "MaxPool2D", "ReLU", "ReLU6", "Sigmoid", "Softmax", "Swish", "Tanh", "type_name",
+    "LeakyReLU", "LogSoftmax", "MaxPool2D", "ReLU", "ReLU6", "Sigmoid", "Softmax", "Swish", "Tanh",
 ]  # fmt: skip
 
 # A static enum would be a second list of layers to keep; mypy cannot see through this one.

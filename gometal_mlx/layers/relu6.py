@@ -24,7 +24,6 @@ class ReLU6(Activation):
 
     code: ClassVar[int] = 104
     onnx_patterns: ClassVar[tuple[tuple[str, ...], ...]] = (("Clip",),)
-    go_metal_limit = "go-metal does not know this layer"
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         def slope(x: mx.array, g: mx.array, y: mx.array) -> mx.array:

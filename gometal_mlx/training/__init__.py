@@ -14,6 +14,7 @@ from .schedulers import (
     ConstantLRScheduler,
     CosineAnnealingLRScheduler,
     ExponentialLRScheduler,
+    FunctionScheduler,
     LRScheduler,
     NoOpScheduler,
     OneCycleScheduler,
@@ -25,9 +26,9 @@ from .session import ModelArchitecturePrinter, TrainingSession
 
 __all__ = [
     "Callback", "CheckpointConfig", "CheckpointManager", "ConfusionMatrix", "ConstantLRScheduler",
-    "CosineAnnealingLRScheduler", "EarlyStopping", "EngineType", "Event", "ExponentialLRScheduler", "History",
-    "LRScheduler", "LossFunction", "MetricAccumulator", "MetricType", "ModelArchitecturePrinter", "ModelTrainer",
-    "NoOpScheduler", "OneCycleScheduler", "OptimizerType", "ProblemType", "ProgressBar", "ProgressPrinter",
-    "ReduceLROnPlateauScheduler", "RestoreReport", "StepLRScheduler", "TrainerConfig", "TrainingResult",
-    "TrainingSession", "WarmupScheduler",
+    "CosineAnnealingLRScheduler", "EarlyStopping", "EngineType", "Event", "ExponentialLRScheduler",
+    "FunctionScheduler", "History", "LRScheduler", "LossFunction", "MetricAccumulator", "MetricType",
+    "ModelArchitecturePrinter", "ModelTrainer", "NoOpScheduler", "OneCycleScheduler", "OptimizerType",
+    "ProblemType", "ProgressBar", "ProgressPrinter", "ReduceLROnPlateauScheduler", "RestoreReport",
+    "StepLRScheduler", "TrainerConfig", "TrainingResult", "TrainingSession", "WarmupScheduler",
 ]  # fmt: skip

@@ -13,8 +13,8 @@ import numpy as np
 from .._types import f32, is_int, is_number
 from ..errors import SpecError, shown
 from ..layers.base import suggest
-from ..optimizers.base import TINY
-from .schedulers import LRScheduler, make_scheduler
+from ..optimizers.base import TINY, Schedule
+from .schedulers import LRScheduler, as_scheduler
 
 E = TypeVar("E", bound="NamedEnum")
 
@@ -39,7 +39,7 @@ class NamedEnum(IntEnum):
 
 
 class OptimizerType(NamedEnum):
-    """go-metal's optimizers (source: cgo_bridge/bridge.go)."""
+    """go-metal's optimizers (source: cgo_bridge/bridge.go). AdamW is Adam, whose weight decay is decoupled."""
 
     SGD = 0
     Adam = 1
@@ -49,6 +49,8 @@ class OptimizerType(NamedEnum):
     AdaDelta = 5
     Nadam = 6
     ADAM = 1
+    AdamW = 1
+    ADAMW = 1
     RMSPROP = 2
     ADAGRAD = 4
     ADADELTA = 5
@@ -113,7 +115,8 @@ class TrainerConfig:
         centered: RMSProp.
         nesterov: SGD.
         history_size, max_line_search: L-BFGS.
-        scheduler: a learning-rate schedule (an LRScheduler or its ``to_dict``).
+        scheduler: a learning-rate schedule: an LRScheduler, its ``to_dict``, or a function of the step as
+            mlx.optimizers has them.
         label_smoothing: share of a target spread over all classes, 0 up to 1.
         class_weights: one weight > 0 for each class, in their order or as {class: weight}; used in training only.
         gradient_clip_norm, gradient_clip_value: limits of the gradient's global norm, of each of its elements; > 0.
@@ -148,7 +151,7 @@ class TrainerConfig:
     nesterov: bool = False
     history_size: int | None = None
     max_line_search: int | None = None
-    scheduler: LRScheduler | Mapping[str, Any] | None = None
+    scheduler: LRScheduler | Mapping[str, Any] | Schedule | None = None
     label_smoothing: float = 0.0
     class_weights: Sequence[float] | Mapping[int, float] | None = None
     gradient_clip_norm: float | None = None
@@ -192,10 +195,7 @@ class TrainerConfig:
         if self.precision not in PRECISIONS:
             raise SpecError(f"TrainerConfig: precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         self._check_lists()
-        if self.scheduler is not None and not isinstance(self.scheduler, LRScheduler):
-            if not isinstance(self.scheduler, Mapping):
-                raise SpecError(f"TrainerConfig: scheduler must be an LRScheduler, got {shown(self.scheduler, 60)}")
-            self._put("scheduler", make_scheduler(self.scheduler))
+        self._put("scheduler", as_scheduler(self.scheduler, "TrainerConfig: scheduler"))
         self._check_lbfgs()
 
     def _check_lbfgs(self) -> None:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from .._types import FloatArray, Shape, is_int
 from ..errors import ShapeError, SpecError
 from ..layers import ModelSpec
+from ..optimizers.base import Schedule
 from .result import TrainingResult
 from .resumable import ResumableTrainer
-from .schedulers import LRScheduler
+from .schedulers import LRScheduler, as_scheduler
 from .session import ModelArchitecturePrinter, TrainingSession
 
 
@@ -66,12 +67,10 @@ class ModelTrainer(ResumableTrainer):
     def cleanup(self) -> None:
         """Nothing to do: Python frees a trainer that nobody holds."""
 
-    def set_lr_scheduler(self, scheduler: LRScheduler | None) -> None:
-        """Follow a schedule from the next step on; None keeps the present rate."""
-        if scheduler is not None and not isinstance(scheduler, LRScheduler):
-            raise SpecError(f"set_lr_scheduler: an LRScheduler is needed, got {type(scheduler).__name__}")
-        self.config = replace(self.config, scheduler=deepcopy(scheduler))
-        self.scheduler = scheduler
+    def set_lr_scheduler(self, scheduler: LRScheduler | Schedule | None) -> None:
+        """Follow a schedule, or a function of the step, from the next step on; None keeps the present rate."""
+        self.scheduler = as_scheduler(scheduler, "set_lr_scheduler: scheduler")
+        self.config = replace(self.config, scheduler=deepcopy(self.scheduler))
         self._follow_schedule()
 
     def get_lr_scheduler(self) -> LRScheduler | None:

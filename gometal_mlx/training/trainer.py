@@ -61,6 +61,8 @@ class Trainer:
         self.optimizer.init(self.model.trainable_parameters())
         self.base_learning_rate = self.optimizer.rate  # what a schedule scales
         self.scheduler: LRScheduler | None = copy.deepcopy(self.config.scheduler)  # type: ignore[assignment]
+        if self.scheduler is not None:
+            self.scheduler.get_lr(0, 0, self.base_learning_rate)  # what cannot work must not wait for the first step
         self.history = History()
         self.info: dict[str, Any] = {}  # goes into every checkpoint; see Checkpoint.info
         self.should_stop = False

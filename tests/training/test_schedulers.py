@@ -6,17 +6,24 @@ import math
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
 import pytest
+from training_support import assert_same, blobs, mlp
 
+import gometal_mlx as gm
 from gometal_mlx.errors import SpecError
 from gometal_mlx.training import (
     ConstantLRScheduler,
     CosineAnnealingLRScheduler,
     ExponentialLRScheduler,
+    FunctionScheduler,
+    ModelTrainer,
     NoOpScheduler,
     OneCycleScheduler,
+    OptimizerType,
     ReduceLROnPlateauScheduler,
     StepLRScheduler,
+    TrainerConfig,
     WarmupScheduler,
 )
 from gometal_mlx.training.schedulers import SCHEDULERS, make_scheduler
@@ -29,6 +36,7 @@ CASES = {
     "ConstantLR": ConstantLRScheduler(),
     "Warmup": WarmupScheduler(10, 0.1, after=StepLRScheduler(1, 0.5)),
     "OneCycle": OneCycleScheduler(100),
+    "Function": FunctionScheduler(optim.cosine_decay(0.1, 50)),
 }
 
 
@@ -40,7 +48,7 @@ def test_every_registered_schedule_has_a_case():
     assert NoOpScheduler is ConstantLRScheduler
 
 
-@pytest.mark.parametrize("schedule", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("schedule", [c for n, c in CASES.items() if n != "Function"], ids=str)
 def test_settings_survive_json_values(schedule):
     again = make_scheduler(schedule.to_dict())
     assert again == schedule
@@ -108,6 +116,61 @@ def test_one_cycle_rises_and_falls():
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) == 29
     assert rates[99] == rates[100] == pytest.approx(0.04 / 1e4)
+
+
+def decayed(**settings):
+    return ModelTrainer(mlp(), TrainerConfig(seed=0, batch_size=8, **settings))
+
+
+@pytest.mark.parametrize("given", ["in the configuration", "later"])
+def test_a_schedule_of_mlx_gives_the_rate_of_every_step(given):
+    """A function, MLX's or one's own, as mlx.optimizers take it; the rates are those that MLX's optimizer has."""
+    function = optim.join_schedules([optim.linear_schedule(0.0, 0.1, 3), optim.exponential_decay(0.1, 0.9)], [3])
+    run = decayed(scheduler=function if given == "in the configuration" else None)
+    if given == "later":
+        run.set_lr_scheduler(function)
+    assert run.get_scheduler_info().startswith("Function scheduler")
+    x, y = blobs(8)
+    theirs, rates = optim.SGD(function), []
+    parameters = {"w": mx.array([1.0])}
+    for _ in range(8):
+        run.train_batch(x, y)
+        parameters = theirs.apply_gradients({"w": mx.array([0.0])}, parameters)
+        rates.append(run.learning_rate)
+        assert rates[-1] == pytest.approx(max(theirs.learning_rate.item(), np.finfo(np.float32).tiny))
+    assert len(set(rates)) == 8
+
+
+def test_a_run_with_a_function_goes_on_where_it_is_given_again(tmp_path):
+    function = optim.cosine_decay(0.1, 40)
+    data, file = blobs(32), tmp_path / "a.json"
+    unbroken, broken = decayed(scheduler=function), decayed(scheduler=function)
+    unbroken.fit(data, 5)
+    broken.fit(data, 2)
+    broken.save(file)
+    with pytest.raises(SpecError, match=r"a\.json: Function: files do not hold the function; make the trainer with it"):
+        ModelTrainer.resume(file)
+    again = decayed(scheduler=function)
+    again.restore(gm.load(file))
+    again.fit(data, 3)
+    assert_same(again, unbroken)
+
+
+@pytest.mark.parametrize("schedule", ["StepLR", 5, StepLRScheduler, {"name": []}])
+def test_what_is_no_schedule(schedule):
+    with pytest.raises(
+        SpecError, match=r"scheduler must be an LRScheduler or a function of the step|unknown name \[\]"
+    ):
+        decayed(scheduler=schedule)
+    with pytest.raises(
+        SpecError, match=r"scheduler must be an LRScheduler or a function of the step|unknown name \[\]"
+    ):
+        decayed().set_lr_scheduler(schedule)
+
+
+def test_adamw_is_adam():
+    assert OptimizerType.AdamW is OptimizerType.of("adamw", "x") is OptimizerType.Adam
+    assert decayed(optimizer_type="AdamW", weight_decay=0.1).optimizer_state.type == "Adam"
 
 
 def test_as_mlx_schedule():

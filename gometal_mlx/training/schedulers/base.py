@@ -99,11 +99,22 @@ class LRScheduler:
         return schedule
 
 
+def as_scheduler(value: Any, where: str) -> LRScheduler | None:
+    """The schedule that a user means: an LRScheduler, its ``to_dict``, a function of the step, or None for none."""
+    if value is None or isinstance(value, LRScheduler):
+        return value
+    if isinstance(value, Mapping):
+        return make_scheduler(value)
+    if callable(value) and not isinstance(value, type):
+        return SCHEDULERS["Function"](value)  # type: ignore[call-arg]
+    raise SpecError(f"{where} must be an LRScheduler or a function of the step, got {shown(value, 60)}")
+
+
 def make_scheduler(settings: Mapping[str, Any]) -> LRScheduler:
     """The inverse of ``LRScheduler.to_dict``; SpecError for an unknown name or setting."""
     values = dict(settings)
     name = values.pop("name", None)
-    if name not in SCHEDULERS:
+    if not isinstance(name, str) or name not in SCHEDULERS:
         raise SpecError(f"scheduler: unknown name {name!r}{suggest(str(name), list(SCHEDULERS))}")
     kind = SCHEDULERS[name]
     known = [f.name for f in dataclasses.fields(kind) if f.init]
