@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -45,6 +46,19 @@ def shown(value: Any, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
+def suggest(word: str, known: Sequence[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest of the known names, else the list of them."""
+    near = difflib.get_close_matches(word.casefold(), {k.casefold(): k for k in known}, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {next(k for k in known if k.casefold() == near[0])!r}?"
+    return f"; known: {', '.join(known)}" if known else "; there are none"
+
+
+def one_line(error: Exception, length: int = 300) -> str:
+    """What another package's error says, in one line that moves no cursor."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(error).split())[:length])
+
+
 @contextlib.contextmanager
 def naming(source: object, doing: str = "") -> Iterator[None]:
     """Put the file's name in front of the errors from inside that do not have it yet.
@@ -55,6 +69,6 @@ def naming(source: object, doing: str = "") -> Iterator[None]:
     try:
         yield
     except GoMetalError as e:
-        if str(source) in str(e):
+        if str(e).startswith(f"{source}:"):
             raise
         raise type(e)(f"{source}: {doing}{e}") from e

@@ -23,7 +23,7 @@ SUFFIXES = (".json", ".safetensors", ".onnx")
 VALUE_TOLERANCE = 3e-6
 # as above, through two passes; relative to the sum of magnitudes, because the sum itself may cancel
 GRADIENT_TOLERANCE = 1e-5
-# required of an export by docs/product: float32 sums in another order, over several layers
+# docs/differences.md: float32 sums in another order, over several layers
 ONNX_TOLERANCE = 1e-5
 # a fused kernel may round a product and a sum once instead of twice
 COMPILE_TOLERANCE = 1e-6

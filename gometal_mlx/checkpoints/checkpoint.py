@@ -165,7 +165,14 @@ class Checkpoint:
             raise SpecError(
                 "checkpoint: a model_spec is needed to save it; build one with ModelBuilder or read it from a file"
             )
-        for where, t in self.tensors():
+        given = [(where, t) for where, t in self.tensors()]
+        kinds = [(f"{where}: type", t.type if isinstance(t, WeightTensor) else t.state_type) for where, t in given]
+        kinds += [(f"{where}: layer", t.layer) for where, t in given if isinstance(t, WeightTensor)]
+        kinds += [("optimizer_state.type", self.optimizer_state.type)] if self.optimizer_state else []
+        for where, text in kinds:
+            if not isinstance(text, str) or not is_text(text):
+                raise CheckpointError(f"{where}: a text is needed, got {shown(text)}")
+        for where, t in given:
             if not isinstance(t.data, np.ndarray) or t.data.dtype != np.float32:
                 kind = getattr(t.data, "dtype", type(t.data).__name__)
                 raise CheckpointError(f"{where}: data must be a float32 array, got {kind}")

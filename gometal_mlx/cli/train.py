@@ -13,10 +13,9 @@ import numpy as np
 
 from ..checkpoints import load
 from ..data import ArrayDataset, load_digits
-from ..errors import GoMetalError, ShapeError, SpecError
+from ..errors import GoMetalError, ShapeError, SpecError, suggest
 from ..inference import Predictor
 from ..layers import ModelBuilder, ModelSpec
-from ..layers.base import suggest
 from ..training import ModelTrainer, OptimizerType, ProgressPrinter, TrainerConfig
 from .table import say, size_text, table
 

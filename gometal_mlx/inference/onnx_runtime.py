@@ -7,7 +7,7 @@ import numpy as np
 from .._blas import threads
 from .._types import FloatArray
 from ..checkpoints import Checkpoint, extract_weights
-from ..errors import GoMetalError, UnsupportedError
+from ..errors import GoMetalError, UnsupportedError, one_line
 from ..layers import Model
 from ..training.losses import Loss
 from ..training.pieces import PREDICT_ROWS
@@ -48,6 +48,6 @@ class OnnxRuntime:
         try:
             found = [self._session.run(None, {self._input: x[i : i + rows]})[0] for i in range(0, len(x), rows)]
         except Exception as e:  # its own exception types have no common base but Exception
-            raise GoMetalError(f"{WHERE} fails on a batch of {len(x)}: {' '.join(str(e).split())[:300]}") from e
+            raise GoMetalError(f"{WHERE} fails on a batch of {len(x)}: {one_line(e)}") from e
         y: FloatArray = found[0] if len(found) == 1 else np.concatenate(found)
         return y

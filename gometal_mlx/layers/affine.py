@@ -65,15 +65,15 @@ class Affine(Layer):
                 raise m.refuse(node, f"its constant {consts[0].shape} is not one value for each of {channels} channels")
             with np.errstate(invalid="ignore"):  # a NaN; whoever reads the weights finds it
                 c = c.reshape(-1).astype(np.float64)
-            scale, shift = _step(op, scale, shift, c, first=m.data_first(node))
+            scale, shift = _combined(op, scale, shift, c, first=m.data_first(node))
             if scale is None:
                 raise m.refuse(node, "divides by the data")
-        with np.errstate(over="ignore"):  # as in _step
+        with np.errstate(over="ignore"):  # as in _combined
             arrays = {"weight": scale.astype(np.float32), "bias": shift.astype(np.float32)}
         return cls(name=m.name), {k: np.broadcast_to(v, (channels,)) for k, v in arrays.items()}
 
 
-def _step(op: str, scale: Any, shift: Any, c: Any, *, first: bool) -> tuple[Any, Any]:
+def _combined(op: str, scale: Any, shift: Any, c: Any, *, first: bool) -> tuple[Any, Any]:
     """Scale and shift after one more operation; ``first``: the data is the left operand."""
     with np.errstate(all="ignore"):  # whoever reads the weights checks that they are finite
         if op == "Mul":

@@ -7,9 +7,8 @@ nothing else in the package lists layers, except ``registry.py``; ``builder.py``
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -17,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from .._types import FloatArray, Params, Shape, f32, is_number
-from ..errors import SpecError, shown
+from ..errors import SpecError, shown, suggest
 
 OUR_CODES = 100  # of layers, from here on: go-metal does not know them
 LAYERS: dict[int, type[Layer]] = {}  # LayerType code -> class; filled by Layer.__init_subclass__
@@ -267,11 +266,3 @@ class Activation(Layer):
 def fields(layer: type[Layer]) -> list[dataclasses.Field[Any]]:
     """The dataclass fields that are JSON parameters (all but the name)."""
     return [f for f in dataclasses.fields(layer) if f.name != "name"]
-
-
-def suggest(word: str, known: Sequence[str]) -> str:
-    """``; did you mean 'x'?`` for the nearest of the known names, else the list of them."""
-    near = difflib.get_close_matches(word.casefold(), {k.casefold(): k for k in known}, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {next(k for k in known if k.casefold() == near[0])!r}?"
-    return f"; known: {', '.join(known)}" if known else "; it has no parameters"

@@ -3,7 +3,7 @@
 from .adadelta import AdaDelta
 from .adagrad import AdaGrad
 from .adam import Adam
-from .base import OPTIMIZERS, Optimizer, make_optimizer
+from .base import OPTIMIZERS, Optimizer, make_optimizer, optimizer_class
 from .lbfgs import LBFGS
 from .nadam import Nadam
 from .rmsprop import RMSProp
@@ -11,4 +11,5 @@ from .sgd import SGD
 
 __all__ = [
     "LBFGS", "OPTIMIZERS", "SGD", "AdaDelta", "AdaGrad", "Adam", "Nadam", "Optimizer", "RMSProp", "make_optimizer",
+    "optimizer_class",
 ]  # fmt: skip

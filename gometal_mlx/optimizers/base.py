@@ -232,16 +232,22 @@ class Optimizer(optim.Optimizer):
         return found
 
 
-def make_optimizer(code: int, settings: Mapping[str, Any]) -> Optimizer:
-    """The optimizer with an OptimizerType code, from settings under go-metal's TrainerConfig names.
-
-    Raises: SpecError for a value out of range.
-    """
+def optimizer_class(code: int) -> type[Optimizer]:
+    """The optimizer with an OptimizerType code; SpecError for one that no optimizer has."""
     kind = next((c for c in OPTIMIZERS.values() if c.code == code), None)
     if kind is None:
         raise SpecError(
             f"optimizer type {code} is unknown; known: {', '.join(f'{c.code} {n}' for n, c in OPTIMIZERS.items())}"
         )
+    return kind
+
+
+def make_optimizer(code: int, settings: Mapping[str, Any]) -> Optimizer:
+    """The optimizer with an OptimizerType code, from settings under go-metal's TrainerConfig names.
+
+    Raises: SpecError for a value out of range.
+    """
+    kind = optimizer_class(code)
     chosen: dict[str, Any] = {}
     for name in inspect.signature(kind).parameters:
         sources = (s for s in kind.config_names.get(name, (name,)) if settings.get(s) is not None)

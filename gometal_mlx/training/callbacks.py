@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._types import is_int, is_number
 from ..checkpoints import extract_weights, load_weights
-from ..errors import SpecError, shown
-from ..layers.base import suggest
+from ..errors import SpecError, shown, suggest
 
 if TYPE_CHECKING:
     from .result import TrainingResult

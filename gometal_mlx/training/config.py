@@ -11,9 +11,10 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from .._types import f32, is_int, is_number
-from ..errors import SpecError, shown
-from ..layers.base import suggest
+from ..errors import SpecError, shown, suggest
+from ..optimizers import optimizer_class
 from ..optimizers.base import TINY, Schedule
+from .losses import LOSSES
 from .schedulers import LRScheduler, as_scheduler
 
 E = TypeVar("E", bound="NamedEnum")
@@ -30,7 +31,7 @@ class NamedEnum(IntEnum):
             if (found := spelled.get(value.replace("_", "").replace("-", "").casefold())) is not None:
                 return found
             raise SpecError(f"{where}: unknown name {value!r}{suggest(value, [m.name for m in cls])}")
-        if isinstance(value, bool) or value not in list(cls):
+        if not is_int(value) or value not in list(cls):
             raise SpecError(f"{where}: {value!r} is none of {', '.join(f'{m.value} {m.name}' for m in cls)}")
         return cls(value)
 
@@ -180,7 +181,7 @@ class TrainerConfig:
         usual = LossFunction.MeanSquaredError if regression else LossFunction.CrossEntropy
         given = usual if self.loss_function is None else self.loss_function
         self._put("loss_function", loss := LossFunction.of(given, "TrainerConfig.loss_function"))
-        if (loss >= LossFunction.MeanSquaredError) != regression:
+        if LOSSES[int(loss)].classification == regression:
             wanted = "MeanSquaredError, MeanAbsoluteError or Huber" if regression else "a cross-entropy"
             other = ProblemType.Classification if regression else ProblemType.Regression
             told = f"{loss} does not fit problem_type {self.problem_type}; use {wanted}, or problem_type={str(other)!r}"
@@ -196,14 +197,14 @@ class TrainerConfig:
             raise SpecError(f"TrainerConfig: precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         self._check_lists()
         self._put("scheduler", as_scheduler(self.scheduler, "TrainerConfig: scheduler"))
-        self._check_lbfgs()
+        self._check_closure()
 
-    def _check_lbfgs(self) -> None:
-        if self.optimizer_type != OptimizerType.LBFGS:
+    def _check_closure(self) -> None:
+        if not optimizer_class(int(self.optimizer_type)).needs_closure:
             return
         clips = self.gradient_clip_norm is not None or self.gradient_clip_value is not None
         if clips or self.use_mixed_precision or self.accumulation_steps > 1:
-            told = "LBFGS works on the gradients of one float32 batch as they are"
+            told = f"{self.optimizer_type} works on the gradients of one float32 batch as they are"
             raise SpecError(f"TrainerConfig: {told}; no mixed precision, no accumulation, no clipping")
 
     def _put(self, name: str, value: Any) -> None:

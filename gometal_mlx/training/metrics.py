@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ShapeError, SpecError
-from ..layers.base import suggest
+from ..errors import ShapeError, SpecError, suggest
 from .config import ProblemType
 from .confusion_matrix import ClassReport, ConfusionMatrix, MetricType, class_numbers, mean, ratio
 from .curves import PRPoint, ROCPoint, auc_pr, calculate_auc_roc, pr_curve, roc_curve, top_k_accuracy

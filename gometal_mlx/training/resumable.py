@@ -100,7 +100,7 @@ class ResumableTrainer(Trainer):
         run = self._run or self._pending
         saved = RunState(
             config=self.config,
-            carried=self._step.carried(),
+            carried=self._training_step.carried(),
             base_learning_rate=self.base_learning_rate,
             best_loss=self.best_loss,
             best_accuracy=self.best_accuracy,
@@ -154,7 +154,7 @@ class ResumableTrainer(Trainer):
             raise CheckpointError(f"restore: a Checkpoint is needed, got {shown(checkpoint)}; gm.load reads one")
         if different := describe_difference(self.spec, normalise(checkpoint.model_spec, [])):
             raise CheckpointError(f"restore: the checkpoint holds another architecture: {'; '.join(different)}")
-        self._step.check_frozen()
+        self._training_step.check_frozen()
         if checkpoint.training_state.epoch < 0:
             told = f"at least 0 needed, got {checkpoint.training_state.epoch}"
             raise CheckpointError(f"restore: training_state.epoch: {told}")
@@ -184,7 +184,7 @@ class ResumableTrainer(Trainer):
         # steps are counted by the optimizer; one that starts fresh has fewer than the trainer
         self._steps_before = max(state.total_steps if run else state.step, 0) - int(number(optimizer.step))
         self.best_loss = math.inf if state.best_loss in (0, UNKNOWN_BEST_LOSS) else state.best_loss
-        self.best_accuracy, self._step = state.best_accuracy, step
+        self.best_accuracy, self._training_step = state.best_accuracy, step
         self.base_learning_rate = optimizer.rate if run is None and scheduler is None else self.base_learning_rate
         self._pending, self.info = None, deepcopy(dict(checkpoint.info)) or self.info
         if run is not None:
@@ -196,7 +196,7 @@ class ResumableTrainer(Trainer):
 
     def _carried(self, run: RunState | None, ignored: list[str]) -> Carried:
         """What the next step takes over; what this trainer has no use for is added to ``ignored``."""
-        own = replace(self._step.carried(), accumulated=None, waiting=(0, 0))  # gradients of weights that go
+        own = replace(self._training_step.carried(), accumulated=None, waiting=(0, 0))  # gradients of weights that go
         if run is None:
             return own
         found = run.carried

@@ -11,7 +11,8 @@ import numpy as np
 
 from .._types import fits_float32, is_int
 from ..errors import CheckpointError, SpecError, shown
-from .config import TrainerConfig
+from ..optimizers import optimizer_class
+from .config import OptimizerType, TrainerConfig
 from .step import Carried
 
 NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}  # which JSON has no numbers for
@@ -24,7 +25,7 @@ class RunState:
     Args:
         config: of the trainer.
         carried: random key, totals of the unfinished epoch, loss scale, accumulated gradients.
-        learning_rate: exact, and the base rate that a schedule scales.
+        base_learning_rate: exact; what a schedule scales.
         best_loss, best_accuracy: exact, where go-metal keeps float32.
         history: one record an epoch; numbers that are not finite (a validation may give such) are written as text.
         scheduler: state of the schedule.
@@ -108,7 +109,8 @@ class RunState:
         try:
             settings = read.map("config")
             unknown = [n for n in settings if n not in TrainerConfig.__dataclass_fields__]
-            if settings.get("optimizer_type") == "LBFGS":  # files may ask for what never had an effect
+            kind = OptimizerType.of(settings.get("optimizer_type", OptimizerType.Adam), "optimizer_type")
+            if optimizer_class(int(kind)).needs_closure:  # files may ask for what never had an effect
                 unknown += [n for n in settings if n.startswith("gradient_clip_")]
             config = TrainerConfig.from_dict({k: v for k, v in settings.items() if k not in unknown})
         except SpecError as e:

@@ -88,7 +88,7 @@ class TrainingStep:
         self._lane_rows = lane_rows(model.spec)
         self._gradient = nn.value_and_grad(model, self._judge)
         self._lane_part = mx.compile(self._part, inputs=[model.state, self._state])
-        self._update = self._on_parts(self._step)
+        self._update = self._on_parts(self._updated)
         self._collect = self._on_parts(self._accumulate)
         self._apply = self._compiled(self._apply_accumulated)
         self._closure = self._on_parts(lambda _, __, parts: self._sum(parts))
@@ -193,7 +193,7 @@ class TrainingStep:
         self._state["totals"] = self._state["totals"] + mx.stack([mean * count, correct.astype(mx.float32), count])
         return mean, correct, gradients
 
-    def _step(self, rows: int, _: mx.array, parts: list[Part]) -> Result:
+    def _updated(self, rows: int, _: mx.array, parts: list[Part]) -> Result:
         loss, correct, gradients = self._finish(rows, parts)
         self._descend(gradients)
         return loss, correct

@@ -18,9 +18,9 @@ from mlx.utils import tree_flatten
 from .._types import FloatArray, is_int, number
 from ..data import ArrayDataset, DataLoader
 from ..data.dataset import Dataset
-from ..errors import SpecError, TrainingError, shown
+from ..errors import SpecError, TrainingError, shown, suggest
 from ..layers import Model, ModelSpec
-from ..layers.base import STATISTICS, suggest
+from ..layers.base import STATISTICS
 from ..optimizers import Optimizer, make_optimizer
 from .callbacks import Callback, Listeners
 from .config import TrainerConfig
@@ -73,7 +73,7 @@ class Trainer:
         self._pending: Run | None = None  # a run that fit is to finish
         scale = self.config.initial_loss_scale if self.config.scales_loss else 1.0
         first, second = (int(word) for word in np.asarray(mx.random.key(seed)))
-        self._step = self._new_step(self.optimizer, Carried((first, second), scaling=(scale, 0.0)))
+        self._training_step = self._new_step(self.optimizer, Carried((first, second), scaling=(scale, 0.0)))
 
     @property
     def spec(self) -> ModelSpec:
@@ -155,7 +155,7 @@ class Trainer:
         x, y = self._batch(inputs, labels)
         if self.scheduler is not None and self.scheduler.per_step:
             self._follow_schedule()
-        loss, correct = self._step(mx.array(x), y, last=last)
+        loss, correct = self._training_step(mx.array(x), y, last=last)
         counted = correct if self.loss.classification else None
         return TrainingResult(loss, counted, len(x), time.perf_counter() - start)
 
@@ -243,7 +243,7 @@ class Trainer:
         start = time.perf_counter()
         mx.reset_peak_memory()
         if loader.batch == 0:
-            self._step.reset_totals()
+            self._training_step.reset_totals()
             self._follow_schedule()  # in an epoch that is taken up again the rate may have been set by hand
         told.tell("on_epoch_begin", self.epoch + 1, batch=loader.batch)
         for x, y in loader:
@@ -260,7 +260,7 @@ class Trainer:
             told.tell("on_step_end", self.epoch + 1, batch=loader.batch, result=result)
             if stop.requested and loader.batch < len(loader):
                 return
-        loss, correct, rows = self._step.totals
+        loss, correct, rows = self._training_step.totals
         accuracy = {"accuracy": correct / rows} if self.loss.classification else {}
         metrics = {"loss": loss / rows, **accuracy, "learning_rate": self.learning_rate}
         if validation is not None:
@@ -330,7 +330,7 @@ class Trainer:
         totals = np.zeros(3)
         for inputs, labels in self._as_loader(data, shuffle=False).from_start():
             x, y = self._batch(inputs, labels)
-            outputs = mx.array(self._step.forward(x))
+            outputs = mx.array(self._training_step.forward(x))
             correct = self.loss.correct(outputs, y)
             totals += [number(mx.sum(self.loss.per_row(outputs, y))), 0 if correct is None else number(correct), len(x)]
             if collected is not None:
@@ -344,4 +344,4 @@ class Trainer:
 
         Raises: ShapeError for inputs that do not fit the model.
         """
-        return self._step.predict(self.spec.batch(inputs))
+        return self._training_step.predict(self.spec.batch(inputs))

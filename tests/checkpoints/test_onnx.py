@@ -33,6 +33,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from gometal_mlx import errors
 from gometal_mlx.checkpoints import Checkpoint, CheckpointMetadata, load, save
 from gometal_mlx.checkpoints.onnx import VerifyReport, verify, verify_file, writer
 from gometal_mlx.checkpoints.onnx.writer import NEWEST_OPSET, OLDEST_OPSET
@@ -363,7 +364,7 @@ def test_windows_are_work(path: Path) -> None:
 
 
 def test_what_other_tools_say_moves_no_cursor() -> None:
-    assert verify._one_line(ValueError("a \x1b[31m\n b\x9b é")) == "a \\x1b[31m b\\x9b é"
+    assert errors.one_line(ValueError("a \x1b[31m\n b\x9b é")) == "a \\x1b[31m b\\x9b é"
 
 
 # --------------------------------------------------------------------------------------------------------- metadata

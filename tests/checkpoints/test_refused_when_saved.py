@@ -41,6 +41,16 @@ BAD: dict[str, tuple[Change, str]] = {
     "many axes": (extra(np.zeros((1,) * 33, np.float32)), r"note: an array of 33 dimensions; at most 32"),
     "name of half a pair": (weight("\udfff"), r"a name of text and a shape of at most 32 dimensions needed"),
     "number as name": (weight(3), r"a name of text and a shape of at most 32 dimensions needed, got 3"),
+    "number as layer": (
+        lambda c: setattr(c.weights[1], "layer", 7),
+        r"weight '.*': layer: a text is needed, got 7",
+    ),
+    "number as kind": (lambda c: setattr(c.weights[0], "type", 3), r"weight '.*': type: a text is needed, got 3"),
+    "number as optimizer": (put("optimizer_state", "type", 3), r"optimizer_state\.type: a text is needed, got 3"),
+    "number as slot": (
+        lambda c: setattr(c.optimizer_state.state_data[0], "state_type", None),
+        r"type: a text is needed",
+    ),
 }
 
 

@@ -242,7 +242,7 @@ BAD_SPECS: list[tuple[LayerSpec, str]] = [
     (LayerSpec(1, "x", {"output_channels": 2, "kernel_size": 1, "stride": "2"}), "Conv2D 'x': stride must be an int"),
     (LayerSpec(1, "x", {"output_channels": 2, "kernel_size": 1, "padding": None}), "Conv2D 'x': padding must be an in"),
     (LayerSpec(0, "x", {"output_szie": 2}), "Dense 'x': unknown parameter 'output_szie'; did you mean 'output_size'?"),
-    (LayerSpec(2, "x", {"slope": 2}), "ReLU 'x': unknown parameter 'slope'; it has no parameters"),
+    (LayerSpec(2, "x", {"slope": 2}), "ReLU 'x': unknown parameter 'slope'; there are none"),
     (LayerSpec(12, "x"), "layer 'x': type 12 is no LayerType; known: 0 Dense, 1 Conv2D, "),
     (LayerSpec(-1, "x"), "layer 'x': type -1 is no LayerType; "),
 ]

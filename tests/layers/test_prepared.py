@@ -73,14 +73,14 @@ def test_training_goes_on_between_predictions(monkeypatch: pytest.MonkeyPatch) -
     x, y = random_batch(trainer.spec, 5), np.array([0, 1, 2, 0, 1])
     for _ in range(3):
         close(trainer.predict(x), answer(trainer.model, x))
-        assert set(trainer._step._prepared.arrays) == {"first", "second", "hidden"}
+        assert set(trainer._training_step._prepared.arrays) == {"first", "second", "hidden"}
         trainer.train_batch(x, y)
-        assert not trainer._step._prepared.arrays  # no memory for weights that are gone
+        assert not trainer._training_step._prepared.arrays  # no memory for weights that are gone
     # evaluate and predict share them
     trainer.evaluate((x, y))
-    monkeypatch.setattr(trainer._step._prepared, "_layers", [])  # nothing is made from here on
+    monkeypatch.setattr(trainer._training_step._prepared, "_layers", [])  # nothing is made from here on
     close(trainer.predict(x), answer(trainer.model, x))
-    assert set(trainer._step._prepared.arrays) == {"first", "second", "hidden"}
+    assert set(trainer._training_step._prepared.arrays) == {"first", "second", "hidden"}
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -90,7 +90,7 @@ def test_weights_of_another_type_are_used_as_they_are(dtype: mx.Dtype) -> None:
     before = trainer.predict(x)
     trainer.model.set_dtype(dtype)
     after = trainer.predict(x)
-    assert not trainer._step._prepared.arrays
+    assert not trainer._training_step._prepared.arrays
     np.testing.assert_allclose(after, before, rtol=0, atol=0.05)  # bfloat16 has 8 bits
     assert not np.array_equal(after, before)
 

@@ -212,14 +212,14 @@ def test_an_overflow_that_waits_for_its_update_is_saved(suffix: str, tmp_path: P
     waiting = []
 
     def save(t: ModelTrainer) -> None:
-        waiting.append([np.isfinite(g).all() for g in (t._step.carried().accumulated or {}).values()])
+        waiting.append([np.isfinite(g).all() for g in (t._training_step.carried().accumulated or {}).values()])
         t.save(file)
 
     unbroken.fit((X, Y), 3, callbacks=[At(1, 2, save)])
     assert not all(waiting[0])
     resumed = ModelTrainer.resume(file)
     resumed.fit((X, Y), 3)
-    assert resumed._step.loss_scale == unbroken._step.loss_scale < 2.0**24
+    assert resumed._training_step.loss_scale == unbroken._training_step.loss_scale < 2.0**24
     assert_same(resumed, unbroken)
 
 
@@ -228,7 +228,7 @@ def test_an_overflow_is_not_clipped_into_an_update() -> None:
     run = ModelTrainer(ModelBuilder((1, 6)).add_dense(3).compile(), config)
     before = weights(run)
     run.train_batch(np.ones((1, 6), np.float32), [0])  # one row of ones: gradients of infinity, none that is NaN
-    assert run._step.loss_scale == 2.0**23
+    assert run._training_step.loss_scale == 2.0**23
     after = weights(run)
     assert all(np.array_equal(before[n], after[n]) for n in before)
 

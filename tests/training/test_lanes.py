@@ -142,8 +142,10 @@ def test_every_lane_has_a_random_key_of_its_own(lanes: int) -> None:
     spec = ModelBuilder((8, 6)).add_dropout(0.5).add_dense(3, name="out").compile()
     trainer = ModelTrainer(spec, TrainerConfig(seed=0))
     keys = []
-    compute = trainer._step._lane_part
-    trainer._step._lane_part = lambda x, y, key, weight: keys.append(tuple(key.tolist())) or compute(x, y, key, weight)
+    compute = trainer._training_step._lane_part
+    trainer._training_step._lane_part = lambda x, y, key, weight: (
+        keys.append(tuple(key.tolist())) or compute(x, y, key, weight)
+    )
     for _ in range(3):
         trainer.train_batch(*blobs(12))
     assert len(set(keys)) == len(keys) == 3 * lanes

@@ -125,7 +125,7 @@ def test_resume_from_the_folder_finishes_the_run(tmp_path):
 
     class Break(Callback):
         def on_step_end(self, event):
-            if event.trainer._step.carried().totals[2] == 24 and event.epoch == 3:
+            if event.trainer._training_step.carried().totals[2] == 24 and event.epoch == 3:
                 raise KeyError("something went wrong")
 
     unbroken, broken = new(), new()

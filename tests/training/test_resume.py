@@ -130,7 +130,7 @@ def test_callbacks_schedule_and_loss_scale_survive(tmp_path, suffix):
         trainer = ModelTrainer.resume(path)
     trainer.fit(data, 12, held, callbacks=[stopping()])
     assert_same(unbroken, trainer)
-    assert unbroken._step.loss_scale == trainer._step.loss_scale
+    assert unbroken._training_step.loss_scale == trainer._training_step.loss_scale
 
 
 def test_a_finished_run_goes_on_with_the_next_epoch(tmp_path):
@@ -223,12 +223,12 @@ def _with_state(change):
 def test_restore_is_all_or_nothing(checkpoint, text):
     trainer = ModelTrainer(mlp(), config())
     trainer.fit(blobs(32), 2)
-    before = arrays(trainer), trainer.epoch, trainer.history.records, trainer._step.carried()
+    before = arrays(trainer), trainer.epoch, trainer.history.records, trainer._training_step.carried()
     with pytest.raises(CheckpointError, match=text):
         trainer.restore(checkpoint())
     after = arrays(trainer)
     assert all(np.array_equal(v, after[k]) for k, v in before[0].items())
-    assert (trainer.epoch, trainer.history.records, trainer._step.carried()) == before[1:]
+    assert (trainer.epoch, trainer.history.records, trainer._training_step.carried()) == before[1:]
     trainer.fit(blobs(32), 1)
 
 

@@ -194,12 +194,12 @@ def test_the_loss_scale_is_that_of_the_precision() -> None:
     assert trainer(**half).restore(plain.checkpoint()).ignored == ()
     run = trainer(**half)
     run.restore(plain.checkpoint())
-    assert run._step.loss_scale == 1024
+    assert run._training_step.loss_scale == 1024
     assert plain.restore(scaled.checkpoint()).ignored == ("loss scale",)
-    assert plain._step.loss_scale == 1
+    assert plain._training_step.loss_scale == 1
     again = trainer(use_mixed_precision=True)
     again.restore(scaled.checkpoint())
-    assert again._step.loss_scale == 1024
+    assert again._training_step.loss_scale == 1024
 
 
 # ---------------------------------------------------------------------------------------------------- divergence

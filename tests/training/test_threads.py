@@ -85,7 +85,7 @@ def test_arrays_that_another_thread_computes_are_told_of(monkeypatch: pytest.Mon
     def refused(*_: object) -> None:
         raise RuntimeError("There is no Stream(cpu, 0) in current thread.")  # as MLX says it
 
-    monkeypatch.setattr(trainer._step.predict, "_function", refused)
+    monkeypatch.setattr(trainer._training_step.predict, "_function", refused)
     with pytest.raises(GoMetalError, match=r"another thread trains this model.*; save a checkpoint there and use"):
         trainer.predict(blobs(3)[0])
 

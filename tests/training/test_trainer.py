@@ -293,7 +293,7 @@ def test_an_epochs_last_batches_do_not_wait():
     t = trainer(accumulation_steps=4)
     t.fit(blobs(8 * 5), 2)  # five batches: one update of four, one of the last
     assert t.step == 4
-    assert t._step.carried().waiting == (0, 0)
+    assert t._training_step.carried().waiting == (0, 0)
 
 
 def test_nan_loss_stops_with_the_last_good_state():
@@ -341,13 +341,13 @@ def test_loss_scale_shrinks_on_overflow_skips_the_step_and_grows_again():
     t = trainer(use_mixed_precision=True, initial_loss_scale=2.0**40, loss_scale_growth_interval=3)
     before = weights(t)
     t.train_batch(x, y)
-    assert t._step.loss_scale == 2.0**39
+    assert t._training_step.loss_scale == 2.0**39
     assert t.step == 0
     assert all(np.array_equal(before[k], v) for k, v in weights(t).items())
     scales = []
     for _ in range(45):
         t.train_batch(x, y)
-        scales.append(t._step.loss_scale)
+        scales.append(t._training_step.loss_scale)
     assert t.step > 0
     assert any(b > a for a, b in itertools.pairwise(scales))
 

@@ -50,7 +50,7 @@ def assert_same(a: ModelTrainer, b: ModelTrainer) -> None:
     assert a.history.records == b.history.records
     assert (a.epoch, a.step, a.learning_rate) == (b.epoch, b.step, b.learning_rate)
     assert a.optimizer.saved_extras().keys() == b.optimizer.saved_extras().keys()
-    assert np.array_equal(np.asarray(a._step.carried().key), np.asarray(b._step.carried().key))
+    assert np.array_equal(np.asarray(a._training_step.carried().key), np.asarray(b._training_step.carried().key))
 
 
 def weights(trainer: ModelTrainer) -> dict[str, np.ndarray]:

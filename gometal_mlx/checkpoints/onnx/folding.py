@@ -87,7 +87,7 @@ def _cast(a: dict[str, Any], inputs: list[Any], opset: int) -> Any:
         raise TypeError(f"{kind} is not read as numbers")
     if _symbolic(inputs[0]) and kind.kind in "iu":
         return inputs[0]  # a shape in int32 is the same shape
-    with np.errstate(all="ignore"):  # as above
+    with np.errstate(all="ignore"):  # whoever uses the result checks that it is finite
         value = inputs[0].astype(kind)
         return value.astype(np.float32) if a["to"] in _FLOAT_KINDS else value
 
@@ -96,7 +96,7 @@ def _arithmetic(function: Any) -> Any:
     def compute(a: dict[str, Any], inputs: list[Any], opset: int) -> Any:
         if function is np.divide and inputs[0].dtype.kind in "iu":
             raise ValueError("division of whole numbers")
-        with np.errstate(all="ignore"):  # whoever uses the result checks that it is finite
+        with np.errstate(all="ignore"):  # as above
             return np.asarray(function(*inputs)).astype(inputs[0].dtype)
 
     return compute

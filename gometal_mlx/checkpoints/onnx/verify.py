@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 
 from ..._types import FloatArray, Shape, is_number
-from ...errors import CheckpointError
+from ...errors import CheckpointError, one_line
 from ...layers import Model
 
 TOLERANCE = 1e-5  # relative to the largest output; float32 sums in another order differ by about 1e-6
@@ -71,7 +71,7 @@ def check_proto(source: bytes | Path, where: str) -> None:
     try:
         onnx.checker.check_model(source if isinstance(source, bytes) else str(source), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
-        raise CheckpointError(f"{where}: the onnx checker objects: {_one_line(e)}") from e
+        raise CheckpointError(f"{where}: the onnx checker objects: {one_line(e)}") from e
 
 
 def session(source: bytes | Path, where: str, threads: int = 0) -> Any:
@@ -84,7 +84,7 @@ def session(source: bytes | Path, where: str, threads: int = 0) -> Any:
             source if isinstance(source, bytes) else str(source), options, providers=["CPUExecutionProvider"]
         )
     except Exception as e:  # onnxruntime's own exception types have no common base but Exception
-        raise CheckpointError(f"{where}: onnxruntime refuses the model: {_one_line(e)}") from e
+        raise CheckpointError(f"{where}: onnxruntime refuses the model: {one_line(e)}") from e
 
 
 def run(running: Any, x: FloatArray, output: str | None = None) -> FloatArray:
@@ -163,7 +163,7 @@ def _outputs(
     try:
         theirs = run(running, x.transpose(0, 2, 3, 1) if channels_last else x, output)
     except Exception as e:  # as in session
-        raise CheckpointError(f"{where}: onnxruntime fails on a batch of {len(x)}: {_one_line(e)}") from e
+        raise CheckpointError(f"{where}: onnxruntime fails on a batch of {len(x)}: {one_line(e)}") from e
     if theirs.shape != ours.shape:
         raise CheckpointError(f"{where}: onnxruntime returns shape {theirs.shape}, MLX {ours.shape}")
     return ours, theirs
@@ -189,7 +189,3 @@ def edge_cases(row: Shape, *, singly: bool = False) -> FloatArray:
     flat[5, 0] = flat[6, -1] = 1.0
     flat[7] = np.linspace(0, 1, size)
     return flat.reshape(EDGES, *row)
-
-
-def _one_line(e: Exception) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(e).split())[:300])

@@ -19,9 +19,8 @@ from onnx import TensorProto, helper
 
 from ..._types import FloatArray, Shape
 from ..._version import __version__
-from ...errors import CheckpointError, UnsupportedError, naming
+from ...errors import CheckpointError, UnsupportedError, naming, suggest
 from ...layers import Layer, Model, ModelSpec, Softmax
-from ...layers.base import suggest
 from ...layers.spec import usable_name
 from .. import json_format
 from ..atomic import replacing

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import mlx.core as mx
 
 from ..._types import is_int, is_number
-from ...errors import SpecError, shown
-from ...layers.base import suggest
+from ...errors import SpecError, shown, suggest
 
 SCHEDULERS: dict[str, type[LRScheduler]] = {}  # go-metal's name -> class; filled by LRScheduler.__init_subclass__
 
