@@ -49,6 +49,7 @@ class Pool2D(Layer):
     @staticmethod
     def matched_window(m: Match) -> dict[str, int]:
         """The fields that a pooling node states."""
-        m.only(0, "ceil_mode", 0)
         size, stride, padding = square_window(m, [])
+        if m.attr(0, "ceil_mode", 0) and any((d + 2 * padding - size) % stride for d in m.input_shape[2:]):
+            m.problem(0, f"ceil_mode adds windows that reach beyond the image of {m.input_shape[2:]}")
         return {"pool_size": size, "stride": stride, "padding": padding}

@@ -17,7 +17,7 @@ class GlobalAvgPool2D(Layer):
     """Mean of each channel over height and width (Lin et al. 2013).
 
     Shapes: input ``(N, C, H, W)``; output ``(N, C, 1, 1)``, which a Dense layer takes.
-    ONNX: ``GlobalAveragePool``; also reads ``ReduceMean`` over both axes that keeps them.
+    ONNX: ``GlobalAveragePool``; also reads ``ReduceMean`` over both axes (one that drops them becomes two layers).
     Raises: ShapeError if the input is not 4-D.
     Source: the ONNX operator GlobalAveragePool.
     """
@@ -42,7 +42,5 @@ class GlobalAvgPool2D(Layer):
         if m.ops[0] == "ReduceMean":
             axes = m.attr(0, "axes", m.ints(0) or [])
             if len(m.input_shape) != 4 or sorted(a % 4 for a in axes) != [2, 3] or m.attr(0, "keepdims", 1) != 1:
-                raise m.refuse(
-                    0, f"only a mean over height and width that keeps both axes is supported, got axes {axes}"
-                )
+                raise m.refuse(0, f"only a mean over height and width is supported, got axes {axes}")
         return cls(name=m.name), {}

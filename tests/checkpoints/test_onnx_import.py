@@ -486,6 +486,31 @@ def test_a_mean_over_the_image(axes: tuple[int, int], opset: int, path: Path) ->
     if opset >= 18:
         g = Graph("ReduceMean x a > y", {"a": ints(*axes)}, IMAGE, {"y": given}, opset)
     assert_imported(g, "GlobalAvgPool2D", path)
+    for node in g.attributes.values():
+        node["keepdims"] = 0
+    c = assert_imported(g, "GlobalAvgPool2D Flatten", path)
+    assert [s.name for s in c.model_spec.layers] == ["n_y", "n_y_flatten"]
+    g.text = g.text.replace("> y", "> m | MatMul m w > y")
+    g.constants["w"], g.attributes = normal(3, 4), {"m": g.attributes["y"]}
+    assert_imported(g, "GlobalAvgPool2D Dense", path)
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_windows_that_divide_the_image_need_no_ceiling(op: str, path: Path) -> None:
+    window = {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}
+    layer = "MaxPool2D" if op == "MaxPool" else "AvgPool2D"
+    assert_imported(Graph(f"{op} x > y", {}, (3, 6, 8), {"y": window}), layer, path)
+    with pytest.raises(UnsupportedError, match=r"ceil_mode adds windows that reach beyond the image of \(6, 7\)"):
+        load_of(Graph(f"{op} x > y", {}, (3, 6, 7), {"y": window}), path)
+
+
+@pytest.mark.parametrize("zero", [np.float32(0), np.zeros((1, 1), np.float32)], ids=["number", "array"])
+@pytest.mark.parametrize("inputs", ["x a", "a x"])
+def test_the_maximum_with_zero_is_a_relu(inputs: str, zero: np.ndarray, path: Path) -> None:
+    assert_imported(Graph(f"Max {inputs} > y", {"a": zero}, (3,)), "ReLU", path)
+    for other in (np.float32(1), np.zeros(3, np.float32), np.zeros((1, 1, 1), np.float32)):
+        with pytest.raises(UnsupportedError, match=r"\(Max\): only the maximum of the data and the number 0"):
+            load_of(Graph(f"Max {inputs} > y", {"a": other}, (3,)), path)
 
 
 MEANS: dict[str, Graph] = {
@@ -493,7 +518,7 @@ MEANS: dict[str, Graph] = {
     "over rows": Graph("ReduceMean x > y", {}, IMAGE, {"y": {"axes": [2]}}),
     "over everything": Graph("ReduceMean x > y", {}, IMAGE),
     "over nothing": Graph("ReduceMean x a > y", {"a": ints()}, IMAGE, {"y": {"noop_with_empty_axes": 1}}, 18),
-    "without the axes": Graph("ReduceMean x > y", {}, IMAGE, {"y": {"axes": [2, 3], "keepdims": 0}}),
+    "over channels, without them": Graph("ReduceMean x > y", {}, IMAGE, {"y": {"axes": [1], "keepdims": 0}}),
     "of a sequence": Graph("ReduceMean x > y", {}, (3, 4), {"y": {"axes": [2]}}),
     "over H, W of channels last": Graph("Transpose x > a | ReduceMean a > y", {}, IMAGE,
         {"a": {"perm": [0, 2, 3, 1]}, "y": {"axes": [1, 2]}}),
@@ -725,7 +750,7 @@ REFUSED: dict[str, tuple[Graph, list[str]]] = {
         ["'c' (Conv)", "pads = [0, 0, 1, 1]"]),
     "oblong window": (Graph("p=MaxPool x > y", {}, IMAGE, {"y": {"kernel_shape": [1, 2]}}),
         ["'p' (MaxPool)", "kernel_shape = [1, 2]"]),
-    "ceil_mode": (Graph("p=AveragePool x > y", {}, IMAGE, {"y": {**POOL, "ceil_mode": 1}}),
+    "ceil_mode": (Graph("p=AveragePool x > y", {}, (3, 4, 5), {"y": {**POOL, "ceil_mode": 1}}),
         ["'p' (AveragePool)", "ceil_mode"]),
     "transposed output": (Graph("Transpose x > a | Conv a k > b | t=Transpose b > y", {"k": K}, (6, 6, 3),
         {"a": IN, "y": OUT}), ["the output is of the layout (0, 2, 3, 1)"]),
@@ -790,7 +815,7 @@ def test_one_message_names_all_that_is_wrong_with_all_the_nodes(path: Path) -> N
     with pytest.raises(UnsupportedError) as e:
         load_of(g, path, check=False)
     parts = ["'g' (Conv): group = 4", "'g' (Conv): dilations = [2, 2]", "'g' (Conv): pads = [0, 1, 0, 1]"]
-    parts += ["'p' (MaxPool): kernel_shape = [2, 3]", "'p' (MaxPool): ceil_mode = 1", "'p' (MaxPool): strides = [2, 1]"]
+    parts += ["'p' (MaxPool): kernel_shape = [2, 3]", "'p' (MaxPool): strides = [2, 1]"]
     parts += ["'l' (Conv), node 'r' (Conv); branches", "'l' (Conv): kernel_shape = [1, 3]", "'m' (Add)", "'u' (Gelu)"]
     text = str(e.value)
     for part in (*parts, str(path), "'q' (Cast)", "'d' (Gemm): transA = 1"):

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ class Graph:
         return [(i, n) for i, n in numbered if i in needed]
 
     def _take_nodes(self, protos: list[tuple[int, onnx.NodeProto]]) -> None:
-        nodes = [_node(n, i, self.opset) for i, n in protos]
+        nodes = [part for i, n in protos for part in _keeping_axes(_node(n, i, self.opset))]
         for node in nodes:
             if node.op == "Constant" and not node.problems:
                 self._compute(node, partial(_constant, node))
@@ -278,6 +278,15 @@ def _node(n: onnx.NodeProto, position: int, opset: int) -> Node:
         except UnsupportedError as e:
             node.problems.append(str(e))
     return node
+
+
+def _keeping_axes(node: Node) -> list[Node]:
+    """A mean that drops its axes as one that keeps them and a Flatten, for which there are layers."""
+    if node.op != "ReduceMean" or node.problems or node.attributes.get("keepdims", 1) != 0 or len(node.outputs) != 1:
+        return [node]
+    kept = f"{node.outputs[0]}\0"  # a name that no file has
+    mean = replace(node, outputs=[kept], attributes={**node.attributes, "keepdims": 1})
+    return [mean, Node("Flatten", f"{node.name}_flatten", [kept], node.outputs, {})]
 
 
 def array_of(tensor: TensorProto) -> FloatArray:

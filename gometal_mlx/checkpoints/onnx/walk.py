@@ -331,7 +331,7 @@ class Walk:
                 return None
             nodes.append(following[0])
             inside.append(following[0].outputs[0])
-        if any(n.op not in (*ARITHMETIC, "MatMul") and n.inputs[0] not in inside for n in nodes):
+        if any(n.op not in (*ARITHMETIC, "MatMul", "Max") and n.inputs[0] not in inside for n in nodes):
             return None  # the data is its limits, its ratio or its shape
         if any(n.inputs.count(t) > 1 for n in nodes for t in inside):
             return None  # data added to itself, or multiplied
