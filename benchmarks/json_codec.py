@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,16 @@ def checkpoint() -> Any:
             data *= np.float32((2 / shape[0]) ** 0.5 if kind == "weight" else 0.01)
             weights.append(WeightTensor(f"{layer.name}.{kind}", shape, data, layer.name, kind))
     return Checkpoint(spec, weights, TrainingState(10, 9380, 0.001, 0.05, 0.98, 9380))
+
+
+def with_odd_numbers(checkpoint: Any) -> Any:
+    """The same with -0 and denormal numbers, which the fast parser reads otherwise than Go; L-BFGS's state has many."""
+    import numpy as np
+
+    weights = [replace(w, data=w.data.copy()) for w in checkpoint.weights]
+    for w in weights:
+        w.data.reshape(-1)[::2000], w.data.reshape(-1)[1000::2000] = -0.0, np.float32(1e-41)
+    return replace(checkpoint, weights=weights)
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
@@ -125,8 +136,11 @@ def time_all(folder: Path) -> dict[str, list[tuple[float, float]]]:
         for a, b in zip(subject.weights, load(path).weights, strict=True):
             assert a.data.tobytes() == b.data.tobytes(), f"{path}: {a.name} came back changed"
     plain, raw = folder / "plain", paths["safetensors"].read_bytes()
+    odd = folder / "odd.json"
+    save(with_odd_numbers(subject), odd)
     groups: list[dict[str, Callable[[], object]]] = [
         {"JSON save": lambda: save(subject, paths["json"]), "JSON load": lambda: load(paths["json"])},
+        {"JSON load, every 1000th -0 or denormal": lambda: load(odd)},
         {
             "safetensors save": lambda: save(subject, paths["safetensors"]),
             "plain write and fsync": lambda: write_plainly(raw, plain),
