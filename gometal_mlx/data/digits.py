@@ -6,7 +6,8 @@ import importlib
 
 import numpy as np
 
-from ..errors import UnsupportedError
+from .._types import is_int, is_number
+from ..errors import SpecError, UnsupportedError, shown
 from .dataset import ArrayDataset
 
 
@@ -17,8 +18,12 @@ def load_digits(*, images: bool = True, test_fraction: float = 0.2, seed: int = 
         images: ``(N, 1, 8, 8)`` for convolutions; False gives ``(N, 64)``. Values are scaled to 0..1.
         test_fraction: share of each digit that goes to the test set.
         seed: of the split.
-    Raises: UnsupportedError if scikit-learn (the ``digits`` extra) is not installed.
+    Raises: SpecError for values out of range; UnsupportedError if scikit-learn (the ``digits`` extra) is not installed.
     """
+    if not is_number(test_fraction) or not 0 < test_fraction < 1:
+        raise SpecError(f"load_digits: test_fraction must be a number between 0 and 1, got {shown(test_fraction)}")
+    if not is_int(seed) or not 0 <= seed < 2**32:
+        raise SpecError(f"load_digits: seed must be an int from 0 to 2**32 - 1, got {shown(seed)}")
     try:
         datasets = importlib.import_module("sklearn.datasets")
         selection = importlib.import_module("sklearn.model_selection")

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .._types import is_int
-from ..errors import ShapeError, SpecError
+from ..errors import ShapeError, SpecError, shown
 from .config import NamedEnum
-from .losses.base import class_indices
+from .losses.base import class_indices, label_numbers
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -92,6 +92,8 @@ class ConfusionMatrix:
     def __init__(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
         if not is_int(num_classes) or num_classes < 2:
             raise SpecError(f"ConfusionMatrix: num_classes must be an int of at least 2, got {num_classes!r}")
+        if class_names is not None and not isinstance(class_names, Sequence | np.ndarray):
+            raise SpecError(f"ConfusionMatrix: class_names must be a list of names, got {shown(class_names)}")
         if class_names is not None and len(class_names) != num_classes:
             raise SpecError(f"ConfusionMatrix: {num_classes} class names needed, got {len(class_names)}")
         self.num_classes = int(num_classes)
@@ -134,7 +136,7 @@ class ConfusionMatrix:
         for name, given, real in (("batch_size", batch_size, rows), ("num_classes", num_classes, classes)):
             if given is not None and given != real:
                 raise ShapeError(f"ConfusionMatrix: {name} must be {real} or left out, got {given}")
-        scores = np.asarray(predictions)
+        scores = label_numbers(predictions, "ConfusionMatrix", "predictions")
         if scores.shape in ((rows, classes), (rows * classes,)):
             predicted = np.argmax(no_nan(scores, "ConfusionMatrix").reshape(rows, classes), axis=1)
         elif classes == 2 and scores.shape in ((rows, 1), (rows,)):

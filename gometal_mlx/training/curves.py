@@ -10,6 +10,7 @@ import numpy.typing as npt
 from .._types import is_int
 from ..errors import ShapeError, SpecError
 from .confusion_matrix import Floats, Ints, class_numbers, mean, no_nan, ratio, ratios
+from .losses.base import label_numbers
 
 
 class ROCPoint(NamedTuple):
@@ -87,7 +88,7 @@ def top_k_accuracy(probabilities: npt.ArrayLike, labels: npt.ArrayLike, k: int) 
     Shapes: probabilities (or logits) ``(N, C)``, C >= 2; labels ``(N,)`` or one-hot ``(N, C)``; 0.0 for no rows.
     Raises: SpecError unless ``1 <= k <= C``; ShapeError for shapes that do not fit or NaN.
     """
-    p = no_nan(np.asarray(probabilities), "top_k_accuracy")
+    p = no_nan(label_numbers(probabilities, "top_k_accuracy", "probabilities"), "top_k_accuracy")
     if p.ndim != 2 or p.shape[1] < 2:
         raise ShapeError(f"top_k_accuracy: probabilities must be (rows, classes) of 2 classes or more, got {p.shape}")
     if not is_int(k) or not 1 <= k <= p.shape[1]:
@@ -106,7 +107,8 @@ def _ranked(
     scores: npt.ArrayLike, labels: npt.ArrayLike, batch_size: int | None, where: str
 ) -> tuple[Floats, Ints, Ints]:
     """Thresholds from infinity down, and true and false positives at each; one entry for each distinct score."""
-    s, y = _column(np.asarray(scores, np.float64)), _column(np.asarray(labels))
+    s = _column(label_numbers(scores, where, "scores").astype(np.float64))
+    y = _column(label_numbers(labels, where))
     if s.ndim != 1 or s.shape != y.shape or batch_size not in (None, len(s)):
         batch = "" if batch_size is None else f" and batch_size {batch_size}"
         raise ShapeError(f"{where}: one score and one label a row needed, got {s.shape} and {y.shape}{batch}")

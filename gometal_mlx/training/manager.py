@@ -100,13 +100,13 @@ class CheckpointConfig:
         for name, (needed, allowed) in checks.items():
             if not allowed:
                 raise SpecError(f"CheckpointConfig: {name} must be {needed}, got {getattr(self, name)!r}")
-        if self.async_save and self.row.export:
+        if self.async_save and self.file_format.export:
             others = " and ".join(str(kind) for kind, row in FORMATS.items() if not row.export)
             told = f"an {self.format} export runs the model, which a thread cannot"
             raise SpecError(f"CheckpointConfig: async_save works with {others}; {told}")
 
     @property
-    def row(self) -> Format:
+    def file_format(self) -> Format:
         """What the format can."""
         return FORMATS[self.format]  # type: ignore[index]  # a member since __post_init__
 
@@ -263,7 +263,7 @@ class CheckpointManager(Callback):
         self._try(self.save_periodic_checkpoint, event.epoch, step, loss, accuracy)
 
     def on_interrupt(self, event: Event) -> None:
-        if not self.config.save_on_interrupt or self.config.row.export:
+        if not self.config.save_on_interrupt or self.config.file_format.export:
             return
         reason = f"{type(event.error).__name__}: {event.error}" if event.error else "interrupted"
         name = "rescue_checkpoint"
@@ -325,7 +325,7 @@ class CheckpointManager(Callback):
         if value is not None:
             checkpoint.extras["monitored"] = value  # by which a folder without its manifest knows the best
         checkpoint.extras["metrics"] = {k: v for k, v in metrics.items() if v is not None and math.isfinite(v)}
-        path = self.folder.path / f"{stem}{self.config.row.suffixes[0]}"
+        path = self.folder.path / f"{stem}{self.config.file_format.suffixes[0]}"
         if not self.config.async_save:
             self._write(checkpoint, path, kind, value)
         else:
@@ -339,7 +339,7 @@ class CheckpointManager(Callback):
         """Write, make durable, enter into the manifest, and only then delete what is not kept; numpy only."""
         state, written = checkpoint.training_state, self.folder.staged(path.name)
         try:
-            made = self.config.row.save(checkpoint, written)
+            made = self.config.file_format.save(checkpoint, written)
             found = made if isinstance(made, str) else checksum(written)  # ONNX returns the report of its proof
             size = written.stat().st_size
             self.folder.add(Entry(path.name, kind, state.epoch, state.step, found, size, value), written)

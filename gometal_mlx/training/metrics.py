@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ShapeError, SpecError, suggest
+from ..errors import ShapeError, SpecError, shown, suggest
 from .config import ProblemType
 from .confusion_matrix import ClassReport, ConfusionMatrix, MetricType, class_numbers, mean, ratio
 from .curves import PRPoint, ROCPoint, auc_pr, calculate_auc_roc, pr_curve, roc_curve, top_k_accuracy
+from .losses.base import label_numbers
 
 __all__ = [
     "ClassReport", "ConfusionMatrix", "MetricAccumulator", "MetricType", "PRPoint", "ROCPoint", "RegressionMetrics",
@@ -57,7 +58,10 @@ def calculate_regression_metrics(
     Raises: ShapeError for shapes that do not fit.
     Source: go-metal training/metrics.go, CalculateRegressionMetrics; it looks at the first batch_size values only.
     """
-    p, t = np.asarray(predictions, np.float64), np.asarray(true_values, np.float64)
+    p, t = (
+        label_numbers(v, "calculate_regression_metrics", what).astype(np.float64)
+        for v, what in ((predictions, "predictions"), (true_values, "true values"))
+    )
     if p.size != t.size or (p.ndim > 1 and t.ndim > 1 and p.shape != t.shape):
         raise ShapeError(f"calculate_regression_metrics: predictions {p.shape} and true values {t.shape} must agree")
     if batch_size is not None and (batch_size < 1 or p.size % batch_size or (p.ndim > 1 and len(p) != batch_size)):
@@ -88,6 +92,8 @@ def resolve_metrics(
     """
     available = available_metrics(problem_type, outputs, multi_label=multi_label)
     given = [names] if isinstance(names, str | MetricType) else names
+    if not isinstance(given, Iterable):
+        raise SpecError(f"metrics: a list of names is needed, got {shown(given)}")
     keys = dict.fromkeys(_key(name) for name in given)
     for key in keys:
         if key not in available:
@@ -167,7 +173,7 @@ class MetricAccumulator:
             0..1 with multi_label; for regression as the predictions.
         Raises: ShapeError for shapes or labels that do not fit; nothing is taken in then.
         """
-        p = np.array(predictions)
+        p = label_numbers(predictions, "MetricAccumulator", "predictions").copy()
         p = p[:, None] if p.ndim == 1 else p
         outputs, classification = math.prod(p.shape[1:]), self.problem_type == ProblemType.Classification
         if p.ndim < 2 or (classification and p.ndim > 2) or outputs != (self.outputs or outputs or 1):
@@ -218,7 +224,7 @@ class MetricAccumulator:
 
 
 def _values_like(p: npt.NDArray[Any], labels: npt.ArrayLike) -> npt.NDArray[Any]:
-    y = np.array(labels, np.float64)
+    y = label_numbers(labels, "MetricAccumulator").astype(np.float64)
     if y.shape != p.shape and (y.shape != p.shape[:1] or p.size != len(p)):
         raise ShapeError(f"MetricAccumulator: labels must be {p.shape} like the predictions, got {y.shape}")
     if not np.isfinite(y).all():

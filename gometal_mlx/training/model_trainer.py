@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._types import FloatArray, Shape, is_int
-from ..errors import ShapeError, SpecError
+from ..errors import ShapeError, SpecError, shown
 from ..layers import ModelSpec
 from ..optimizers.base import Schedule
 from .result import TrainingResult
@@ -90,7 +90,7 @@ class ModelTrainer(ResumableTrainer):
 
         Raises: SpecError for a negative number.
         """
-        if not is_int(epoch) or epoch < 0:
+        if not is_int(epoch) or not 0 <= epoch < 2**63:
             raise SpecError(f"set_epoch: a count of finished epochs of at least 0 is needed, got {epoch!r}")
         self.epoch = int(epoch)
         self._follow_schedule()
@@ -142,6 +142,8 @@ class ModelTrainer(ResumableTrainer):
 
 def _shaped(values: npt.ArrayLike, shape: Sequence[int]) -> Any:
     array = np.asarray(values)
+    if not isinstance(shape, Sequence | np.ndarray) or not all(is_int(d) and d > 0 for d in shape):
+        raise ShapeError(f"a shape of whole numbers of at least 1 is needed, got {shown(shape)}")
     if array.size != int(np.prod(shape)):
         raise ShapeError(f"{array.size} values do not have the shape {tuple(shape)}")
     return array.reshape(tuple(shape))

@@ -22,6 +22,7 @@ from ..errors import SpecError, TrainingError, shown, suggest
 from ..layers import Model, ModelSpec
 from ..layers.base import STATISTICS
 from ..optimizers import Optimizer, make_optimizer
+from ..optimizers.base import TINY
 from .callbacks import Callback, Listeners
 from .config import TrainerConfig
 from .history import History
@@ -162,7 +163,7 @@ class Trainer:
     def _follow_schedule(self) -> None:
         if self.scheduler is not None and self.optimizer.uses_learning_rate:
             rate = self.scheduler.get_lr(self.epoch, self.step, self.base_learning_rate)
-            self.optimizer.rate = max(rate, float(np.finfo(np.float32).tiny))  # a schedule may end at 0
+            self.optimizer.rate = max(rate, TINY)  # a schedule may end at 0
 
     def fit(
         self, data: Data, epochs: int, validation_data: Data | None = None, callbacks: Sequence[Callback] | None = (),
@@ -185,10 +186,10 @@ class Trainer:
         Raises: SpecError, ShapeError for data that does not fit; TrainingError for a loss that is not finite.
         """
         if not is_int(epochs) or epochs < 0:
-            pair = (
-                "; inputs and labels are given as one pair: fit((x, y), epochs)" if hasattr(epochs, "__len__") else ""
-            )
-            raise SpecError(f"fit: epochs must be an int of at least 0, got {shown(epochs)}{pair}")
+            given = shown(epochs)
+            if hasattr(epochs, "__len__"):  # as Keras has it
+                given += "; inputs and labels are given as one pair: fit((x, y), epochs)"
+            raise SpecError(f"fit: epochs must be an int of at least 0, got {given}")
         if validation_split:
             data, validation_data = self._split(data, validation_data, validation_split)
         loader = self._as_loader(data, shuffle=True)

@@ -1,6 +1,6 @@
 """What a trainer is not given: one line that says what was needed and what came."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,19 +10,23 @@ from training_support import blobs, mlp
 
 import gometal_mlx as gm
 from gometal_mlx.checkpoints import CheckpointSaver
-from gometal_mlx.data import ArrayDataset, DataLoader
+from gometal_mlx.data import ArrayDataset, DataLoader, load_digits
 from gometal_mlx.errors import CheckpointError, ShapeError, SpecError
 from gometal_mlx.layers import Model, ModelBuilder
 from gometal_mlx.training import (
     Callback,
     CheckpointConfig,
     CheckpointManager,
+    ConfusionMatrix,
     EarlyStopping,
+    MetricAccumulator,
     ModelTrainer,
     ReduceLROnPlateauScheduler,
+    StepLRScheduler,
     TrainerConfig,
     WarmupScheduler,
 )
+from gometal_mlx.training.metrics import calculate_auc_roc, calculate_regression_metrics, top_k_accuracy
 
 X, Y = blobs(64)
 
@@ -342,3 +346,45 @@ def test_the_same_trouble_is_warned_of_once(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="training goes on") as caught:
         run.fit((X, Y), 3, checkpoints=manager)
     assert len([w for w in caught if "training goes on" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize("values", [["a", "b"], [None, 1], [[1], [1, 2]]], ids=["text", "nothing", "ragged"])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda v: ConfusionMatrix(2).update_from_predictions(v, [0, 1]),
+        lambda v: MetricAccumulator("Classification").add(v, [0, 1]),
+        lambda v: MetricAccumulator("Regression").add([0.5, 1], v),
+        lambda v: calculate_auc_roc(v, [0, 1]),
+        lambda v: calculate_auc_roc([0.1, 0.2], v),
+        lambda v: top_k_accuracy(v, [0, 1], 1),
+        lambda v: calculate_regression_metrics(v, [0, 1]),
+        lambda v: calculate_regression_metrics([0, 1], v),
+    ],
+)
+def test_metrics_are_of_numbers(measure: Callable[[object], object], values: object) -> None:
+    with pytest.raises(ShapeError, match=r"(labels|predictions|scores|probabilities|true values) must be numbers: "):
+        measure(values)
+
+
+def test_names_of_metrics_and_classes_are_lists() -> None:
+    with pytest.raises(SpecError, match="metrics: a list of names is needed, got 5"):
+        trainer().evaluate((X, Y), metrics=5)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="ConfusionMatrix: class_names must be a list of names, got 5"):
+        ConfusionMatrix(2, 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [80, "ab", (-20, -4), (20.0, 4.0), None])
+def test_a_flat_batch_has_a_shape(shape: object) -> None:
+    with pytest.raises(ShapeError, match="a shape of whole numbers of at least 1 is needed, got "):
+        trainer().train_batch_unified(X.ravel(), shape, Y)  # type: ignore[arg-type]
+
+
+def test_other_settings_out_of_range() -> None:
+    for settings in ({"test_fraction": 2.0}, {"test_fraction": 0}, {"seed": -1}, {"seed": 2**32}):
+        with pytest.raises(SpecError, match=f"load_digits: {next(iter(settings))} must be "):
+            load_digits(**settings)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="finished epochs of at least 0"):
+        trainer(scheduler=StepLRScheduler(2)).set_epoch(10**400)
+    with pytest.raises(SpecError, match=r"TrainerConfig\.optimizer_type: .* is none of 0 SGD"):
+        TrainerConfig(optimizer_type=np.array([1, 2]))  # type: ignore[arg-type]

@@ -106,13 +106,17 @@ class Loss:
         )
 
 
-def label_numbers(y: npt.ArrayLike, kind: str) -> npt.NDArray[Any]:
-    """The labels as an array of integers, truth values or floats; ShapeError if they are something else."""
+def label_numbers(y: npt.ArrayLike, kind: str, what: str = "labels") -> npt.NDArray[Any]:
+    """The labels as an array of integers, truth values or floats; ShapeError if they are something else.
+
+    Args:
+        what: else the values are, for the message.
+    """
     try:
         labels = np.asarray(y)
         return labels if labels.dtype.kind in "iubf" else floats(labels)
     except (TypeError, ValueError) as e:  # text, rows of different lengths
-        raise ShapeError(f"{kind}: labels must be numbers: {e}") from e
+        raise ShapeError(f"{kind}: {what} must be numbers: {e}") from e
 
 
 def class_indices(y: npt.ArrayLike, rows: int, classes: int, kind: str) -> npt.NDArray[Any]:
