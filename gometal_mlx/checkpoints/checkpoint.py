@@ -35,7 +35,7 @@ class CheckpointFormat(IntEnum):
     def of(cls, value: CheckpointFormat | str | int) -> CheckpointFormat:
         """The member for a name, in any case, or number; CheckpointError for anything else."""
         found = cls.__members__.get(value.upper()) if isinstance(value, str) else value
-        if isinstance(found, bool) or found not in list(cls):
+        if not is_int(found) or found not in list(cls):
             raise CheckpointError(f"checkpoint format {value!r} is unknown; use one of {', '.join(cls.__members__)}")
         return cls(found)
 

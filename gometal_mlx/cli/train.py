@@ -116,6 +116,8 @@ def _data(source: str, *, images: bool, seed: int) -> tuple[ArrayDataset, ArrayD
             x, y = (np.lib.format.read_array(archive.open(f"{k}.npy"), allow_pickle=False) for k in ("x", "y"))
     except FileNotFoundError as e:
         raise SpecError(f"--data {source}: no such file{suggest(source, ['digits'])}") from e
+    except OSError as e:
+        raise SpecError(f"--data {source}: cannot be read: {e.strerror or e}") from e
     except Exception as e:  # zipfile, zlib and numpy have no common error
         raise SpecError(f"--data {source}: 'digits' or an .npz file with arrays x and y needed: {e}") from e
     if x.dtype.kind not in "iubf" or y.dtype.kind not in "iu" or y.ndim != 1 or len(y) < 5:

@@ -32,6 +32,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, build, run; for ONNX compare; in a folder check every file of the manifest."""
+    if os.path.isdir(args.file) and args.read_external:
+        raise CheckpointError(f"{args.file}: --read-external needs an .onnx file as input")
     if os.path.isdir(args.file):
         return _folder(Path(args.file))
     if is_export(args.file):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .._types import is_int, is_number
+import numpy as np
+
+from .._types import is_number
 from ..checkpoints import extract_weights, load_weights
 from ..errors import SpecError, shown, suggest
 
@@ -122,7 +125,7 @@ class EarlyStopping(Callback):
 
     Args:
         monitor: the metric; None takes val_loss, or loss where there is no validation.
-        patience: epochs without improvement, at least 1; default 10.
+        patience: epochs without improvement, at least 1; default 10; infinity never stops, and keeps the best.
         min_delta: least improvement that counts, at least 0; default 1e-4.
         mode: "min" or "max"; None: max for names with accuracy, f1, precision, recall,
             specificity, auc, r2 or npv, else min.
@@ -136,10 +139,10 @@ class EarlyStopping(Callback):
     ) -> None:  # fmt: skip
         checks = (
             ("monitor", monitor, "a metric's name", monitor is None or isinstance(monitor, str)),
-            ("patience", patience, "an int of at least 1", is_int(patience) and patience >= 1),
+            ("patience", patience, "a number of at least 1", isinstance(patience, Real) and patience >= 1),
             ("min_delta", min_delta, "a number of at least 0", is_number(min_delta) and min_delta >= 0),
             ("mode", mode, "'min' or 'max'", mode in (None, "min", "max")),
-            ("restore_best", restore_best, "True or False", isinstance(restore_best, bool)),
+            ("restore_best", restore_best, "True or False", isinstance(restore_best, bool | np.bool_)),
         )
         for name, value, needed, allowed in checks:
             if not allowed:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Self, TypeVar
-
-import numpy as np
 
 from .._types import f32, is_int, is_number
 from ..errors import SpecError, shown, suggest
@@ -229,7 +227,8 @@ class TrainerConfig:
         if (chosen := self.class_weights) is not None:
             if isinstance(chosen, Mapping) and set(chosen) == set(range(len(chosen))):
                 chosen = [chosen[i] for i in range(len(chosen))]
-            weights = list(chosen) if isinstance(chosen, Sequence | np.ndarray) and not isinstance(chosen, str) else []
+            odd = isinstance(chosen, str | Mapping | Set) or not isinstance(chosen, Iterable)  # without an order
+            weights = [] if odd else list(chosen)
             real = [is_number(w) and f32(w) > 0 for w in weights]
             if not weights or not all(real):
                 told = "numbers greater than 0, in the order of the classes or as {0: ..., 1: ...}"

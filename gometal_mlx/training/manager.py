@@ -174,8 +174,8 @@ class CheckpointManager(Callback):
 
     def save_best_checkpoint(self, epoch: int, step: int, loss: float, accuracy: float) -> bool:
         """Save if this epoch is among the best ones; whether it did."""
-        for name, value in (("loss", loss), ("accuracy", accuracy)):
-            if not isinstance(value, Real):
+        for name, value in (("loss", loss), ("accuracy", accuracy)):  # a regression has no accuracy
+            if not isinstance(value, Real) and not (value is None and name == "accuracy"):
                 raise SpecError(f"CheckpointManager: {name} must be a number, got {shown(value)}")
         return self._save_best(_count("epoch", epoch), _count("step", step), {"loss": loss, "accuracy": accuracy})
 

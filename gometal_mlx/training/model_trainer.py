@@ -69,8 +69,11 @@ class ModelTrainer(ResumableTrainer):
 
     def set_lr_scheduler(self, scheduler: LRScheduler | Schedule | None) -> None:
         """Follow a schedule, or a function of the step, from the next step on; None keeps the present rate."""
-        self.scheduler = as_scheduler(scheduler, "set_lr_scheduler: scheduler")
-        self.config = replace(self.config, scheduler=deepcopy(self.scheduler))
+        chosen = as_scheduler(scheduler, "set_lr_scheduler: scheduler")
+        if chosen is not None:
+            chosen.get_lr(self.epoch, self.step, self.base_learning_rate)  # one that cannot work is not taken
+        self.config = replace(self.config, scheduler=deepcopy(chosen))
+        self.scheduler = chosen
         self._follow_schedule()
 
     def get_lr_scheduler(self) -> LRScheduler | None:

@@ -76,8 +76,9 @@ class ProgressBar:
     def _columns(self) -> int:
         """How many characters a line may have: one more and a terminal would begin the next line."""
         try:
-            columns = os.get_terminal_size((self.file or sys.stderr).fileno()).columns
-        except (OSError, ValueError, AttributeError):  # a file, a pipe, a notebook
+            file = self.file or sys.stderr  # a notebook's has the number of the server's terminal
+            columns = os.get_terminal_size(file.fileno()).columns if file.isatty() else 0
+        except (OSError, ValueError, AttributeError):  # nothing like a file
             columns = 0
         return columns - 1 if columns else sys.maxsize  # there are terminals that do not say
 

@@ -112,5 +112,5 @@ def interruptible() -> Iterator[Interrupt]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if stop.terminate:
-        raise SystemExit(128 + signal.SIGTERM)
+        if stop.terminate:  # whatever else has gone wrong
+            raise SystemExit(128 + signal.SIGTERM)

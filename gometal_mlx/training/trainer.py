@@ -218,8 +218,11 @@ class Trainer:
             run.stopping = self.should_stop
             self._run, self._pending = None, run if stop.requested and self.epoch < last else None
             failed = told.tell_all("on_fit_end", self.epoch, failed)
-            if failed is not None:
-                raise failed
+            try:
+                if failed is not None:
+                    raise failed
+            finally:
+                del failed  # else it and this frame would keep each other, and with them trainer and data
         return self.history
 
     def _listeners(self, callbacks: Sequence[Callback], checkpoints: Callback | None) -> list[Callback]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -922,6 +923,20 @@ def test_weights_too_large_for_protobuf_go_into_a_file_beside_it(path: Path, mon
     monkeypatch.undo()
     save(c, path)
     assert not list(path.parent.glob("*.data"))  # nobody would ever read it again
+
+
+@pytest.mark.parametrize("external_data", [False, True])
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_weights_that_another_graph_names_stay(how: str, external_data: bool, path: Path) -> None:
+    c = small_checkpoint()
+    save(c, path, external_data=True)
+    other = path.with_name("v1.onnx")
+    path.rename(other) if how == "moved" else shutil.copy(path, other)
+    changed = small_checkpoint()
+    changed.weights[0].data[:] += 1
+    save(changed, path, external_data=external_data)
+    assert load(other, external_data=True).weights[0].data.tobytes() == c.weights[0].data.tobytes()
+    assert load(path, external_data=True).weights[0].data.tobytes() == changed.weights[0].data.tobytes()
 
 
 @pytest.mark.parametrize("options", [{"softmax": True}, {"float16_weights": True}, {"keep_dropout": True}])

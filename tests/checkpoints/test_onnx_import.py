@@ -80,6 +80,15 @@ def assert_imported(g: Graph, layers: str, path: Path, *, nhwc: bool = False, ou
     return c
 
 
+def test_a_fixed_batch_may_be_large(path: Path) -> None:
+    """torch.onnx.export fixes it unless it is told otherwise."""
+    kernels = {"k": normal(64, 3, 3, 3), "l": normal(64, 64, 3, 3) / 24}
+    attributes = {name: {"pads": [1] * 4} for name in ("a", "b")} | {"m": {"kernel_shape": [2, 2], "strides": [2, 2]}}
+    text = "Conv x k > a | Relu a > r | Conv r l > b | MaxPool b > m | GlobalAveragePool m > y"
+    Graph(text, kernels, (3, 32, 32), attributes, batch=64).save(path)
+    assert kinds(load(path)) == ["Conv2D", "ReLU", "Conv2D", "MaxPool2D", "GlobalAvgPool2D"]
+
+
 def test_edge_cases_of_a_fixed_batch_are_judged_together(path: Path) -> None:
     """Of zeros the output is nearly 0, so that rounding is all of it; other rows say how large outputs are."""
     w1, b1, w2 = normal(64, 32), normal(32, seed=1), normal(32, 8, seed=2)

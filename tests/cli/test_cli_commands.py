@@ -454,6 +454,8 @@ def test_files_that_are_not_there_are_said_to_be_so(run: Any, files: dict[str, P
     assert "batch_size must be an int of at least 1, got 0" in run("train", "--batch-size", "0").err
     assert run("verify", tmp_path / "none").err.endswith("; and there is no such file\n")
     assert "a folder; ModelTrainer.resume" in run("inspect", tmp_path).err
+    assert "--read-external needs an .onnx file" in run("verify", tmp_path, "--read-external").err
+    assert run("train", "--data", tmp_path).err.endswith(": cannot be read: Is a directory\n")
 
 
 def test_inspect_shows_rates_as_they_were_typed(run: Any, tmp_path: Path) -> None:

@@ -299,3 +299,11 @@ def test_who_fails_at_ctrl_c_is_told_when_everybody_has_heard_of_it(tmp_path: Pa
     for run in (broken, resumed):  # the trainer itself can go on, too
         run.fit((X, Y), 4)
         assert_same(run, unbroken)
+
+
+def test_a_process_that_is_asked_to_end_ends_whatever_else_goes_wrong() -> None:
+    with pytest.raises(SystemExit) as e:
+        trainer().fit(
+            (X, Y), 4, callbacks=[Fails("on_interrupt"), At(1, 2, lambda _: os.kill(os.getpid(), signal.SIGTERM))]
+        )
+    assert e.value.code == 128 + signal.SIGTERM

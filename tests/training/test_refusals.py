@@ -1,5 +1,7 @@
 """What a trainer is not given: one line that says what was needed and what came."""
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from gometal_mlx.training import (
     CheckpointManager,
     ConfusionMatrix,
     EarlyStopping,
+    Event,
     MetricAccumulator,
     ModelTrainer,
     ReduceLROnPlateauScheduler,
@@ -161,7 +164,7 @@ def test_settings_of_another_kind() -> None:
         DataLoader((X, Y))  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="seed must be an int of at least 0, or None, got 'a'"):
         DataLoader(ArrayDataset(X, Y), seed="a")  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="EarlyStopping: patience must be an int of at least 1, got '3'"):
+    with pytest.raises(SpecError, match="EarlyStopping: patience must be a number of at least 1, got '3'"):
         EarlyStopping(patience="3")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="Warmup: after must be a schedule or None, got 'StepLR'"):
         WarmupScheduler(10, after="StepLR")  # type: ignore[arg-type]
@@ -201,8 +204,8 @@ def test_numbers_of_numpy_are_settings_too() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"patience": float("nan")}, "patience must be an int of at least 1, got nan"),
-        ({"patience": 0}, "patience must be an int of at least 1, got 0"),
+        ({"patience": float("nan")}, "patience must be a number of at least 1, got nan"),
+        ({"patience": 0}, "patience must be a number of at least 1, got 0"),
         ({"min_delta": float("nan")}, "min_delta must be a number of at least 0, got nan"),
         ({"monitor": 5}, "monitor must be a metric's name, got 5"),
         ({"mode": "best"}, "mode must be 'min' or 'max', got 'best'"),
@@ -223,7 +226,7 @@ def test_a_plateau_watches_numbers() -> None:
 
 def test_class_weights_by_class() -> None:
     assert TrainerConfig(class_weights={1: 2.0, 0: 1.0, 2: 0.5}).class_weights == (1.0, 2.0, 0.5)
-    for wrong in ({1: 10.0, 2: 0.1}, {1.0, 2.0}, "12", iter([1.0, 2.0]), {}):
+    for wrong in ({1: 10.0, 2: 0.1}, {1.0, 2.0}, "12", 5, {}):
         with pytest.raises(SpecError, match="class_weights must be numbers greater than 0, in the order"):
             TrainerConfig(class_weights=wrong)  # type: ignore[arg-type]
 
@@ -388,3 +391,48 @@ def test_other_settings_out_of_range() -> None:
         trainer(scheduler=StepLRScheduler(2)).set_epoch(10**400)
     with pytest.raises(SpecError, match=r"TrainerConfig\.optimizer_type: .* is none of 0 SGD"):
         TrainerConfig(optimizer_type=np.array([1, 2]))  # type: ignore[arg-type]
+
+
+def test_what_was_always_taken() -> None:
+    for weights in ((w for w in (1.0, 2.0, 0.5)), {0: 1.0, 1: 2.0, 2: 0.5}.values()):
+        assert TrainerConfig(class_weights=weights).class_weights == (1.0, 2.0, 0.5)  # type: ignore[arg-type]
+    assert EarlyStopping(patience=float("inf"), restore_best=np.True_).restore_best  # type: ignore[arg-type]
+    run = trainer(scheduler=ReduceLROnPlateauScheduler())
+    run.step_scheduler_with_metric(mx.array(1.0))  # type: ignore[arg-type]
+    assert run.scheduler.best == 1.0  # type: ignore[union-attr]
+
+
+def test_a_regression_has_no_accuracy(tmp_path: Path) -> None:
+    spec = ModelBuilder((8, 6)).add_dense(1).compile()
+    run = ModelTrainer(spec, TrainerConfig(problem_type="Regression", seed=0))
+    found = run.train_batch(X[:8], np.zeros(8))
+    with CheckpointManager(run, CheckpointConfig(tmp_path)) as manager:
+        assert manager.save_best_checkpoint(1, 1, found.loss, found.accuracy)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rate", [None, "a", float("nan"), float("inf"), -0.1, 1j])
+def test_a_schedule_that_cannot_work_is_not_taken(rate: object) -> None:
+    run = trainer()
+    for scheduler in (lambda _: rate, {"name": "Function"}):
+        with pytest.raises(SpecError, match=r"Function: (a rate of at least 0 is needed in step 0|files do not hold)"):
+            run.set_lr_scheduler(scheduler)  # type: ignore[arg-type]
+    run.fit((X, Y), 1)
+    assert run.scheduler is None
+
+
+def test_nothing_is_held_by_a_run_that_failed() -> None:
+    class Fails(Callback):
+        def on_epoch_end(self, event: Event) -> None:
+            raise OverflowError
+
+    run = trainer()
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(OverflowError):
+            run.fit((X, Y), 1, callbacks=[Fails()])
+        seen = weakref.ref(run)
+        del run
+        assert seen() is None
+    finally:
+        gc.enable()

@@ -127,7 +127,7 @@ def compare(
     baked = running.get_inputs()[0].shape[0]
     most = max(1, min(MAX_NUMBERS // numbers, MAX_OPERATIONS // max(operations, 1)))  # rows at a time
     if isinstance(baked, int):  # the file takes no other batch size
-        if baked > most:
+        if numbers * baked > MAX_ROW_NUMBERS or operations * baked > MAX_ROW_OPERATIONS:
             told = f"its fixed batch of {baked} rows is too large to be compared"
             raise CheckpointError(f"{where}: {told}; {UNCOMPARED}")
         batch_sizes, rows = (baked,), baked

@@ -6,9 +6,10 @@ import glob
 import hashlib
 import io
 import json
+import mmap
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,10 @@ def save(
             _round_to_float16(model)
         export = build(model, checkpoint, chosen)
         write = write_external if external_data or export.nbytes > MAX_PROTO_BYTES else write_single
-        return write(export, path, model if verify else None, tolerance)
+        replaced = _weights_of(Path(os.path.realpath(path)))  # of a link the target is replaced
+        report = write(export, path, model if verify else None, tolerance)
+    _remove_unused(replaced)
+    return report
 
 
 def _options(given: Mapping[str, Any]) -> ExportOptions:
@@ -110,7 +114,6 @@ def write_single(export: Export, path: Path, model: Model | None, tolerance: flo
             for chunk in export.chunks():
                 file.write(chunk)
         report = _proven(temporary, path, model, tolerance)
-    _remove_weights(Path(os.path.realpath(path)))
     return report
 
 
@@ -141,15 +144,28 @@ def write_external(export: Export, path: Path, model: Model | None, tolerance: f
         weights.replace(path.parent / name)
         with replacing(path) as temporary:
             trial.replace(temporary)
-    _remove_weights(path, but=name)
     return report
 
 
-def _remove_weights(path: Path, but: str = "") -> None:
-    """Remove the weights beside a graph that this has replaced."""
-    for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
-        if old.name != but:
-            old.unlink()
+def _weights_of(path: Path) -> list[Path]:
+    """The files of weights, named as ``write_external`` names them, that a graph to be replaced has beside it."""
+    beside = path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data")
+    return [file for file in beside if _mentions(path, file.name)]
+
+
+def _remove_unused(weights: Iterable[Path]) -> None:
+    """Remove those that no graph in their folder names: not the new one, and none that the old one was copied to."""
+    for file in weights:
+        if not any(_mentions(graph, file.name) for graph in file.parent.glob("*.onnx")):
+            file.unlink(missing_ok=True)
+
+
+def _mentions(path: Path, name: str) -> bool:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(name.encode()) >= 0
+    except (OSError, ValueError):  # it is not there, empty, or no file
+        return False
 
 
 def _proven(trial: Path, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:

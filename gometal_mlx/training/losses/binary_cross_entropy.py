@@ -82,7 +82,9 @@ class BCEWithLogits(BinaryCrossEntropy):
     needs_last: ClassVar[tuple[str, ...]] = ()
 
     def check_model(self, last: LayerSpec) -> None:
-        if last.type_name in (*BinaryCrossEntropy.needs_last, "LogSoftmax"):
+        if last.type_name == "LogSoftmax":
+            raise SpecError("BCEWithLogits: the model must end in logits, but it ends in LogSoftmax; leave that away")
+        if last.type_name in BinaryCrossEntropy.needs_last:
             told = f"the model must end in logits, but it ends in {last.type_name}, and probabilities are none"
             raise SpecError(f"BCEWithLogits: {told}; use BinaryCrossEntropy")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import mlx.core as mx
 
-from ...errors import SpecError
+from ...errors import SpecError, shown
 from .base import LRScheduler
 
 
@@ -36,7 +37,14 @@ class FunctionScheduler(LRScheduler):
         if self.function is None:
             told = "files do not hold the function; make the trainer with it, and restore() the checkpoint"
             raise SpecError(f"{self.name}: {told}")
-        return float(self.function(mx.array(step)))
+        found = self.function(mx.array(step))
+        try:
+            rate = float(found)
+        except (TypeError, ValueError):
+            rate = math.nan
+        if not 0 <= rate < math.inf:
+            raise SpecError(f"{self.name}: a rate of at least 0 is needed in step {step}, got {shown(found)}")
+        return rate
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name}

@@ -70,7 +70,10 @@ class ReduceLROnPlateauScheduler(LRScheduler):
     def step(self, metric: float, current_lr: float) -> float:
         """Take the metric of an epoch into account; returns the rate that follows from the present one."""
         if not isinstance(metric, Real):
-            raise SpecError(f"{self.name}: a metric must be a number, got {shown(metric)}")
+            try:
+                metric = float(metric)  # of an array with one number
+            except (TypeError, ValueError) as e:
+                raise SpecError(f"{self.name}: a metric must be a number, got {shown(metric)}") from e
         sign = 1 if self.mode == "min" else -1
         if math.isfinite(metric) and (self.best is None or sign * metric < sign * self.best - self.threshold):
             self.best, self.waited = metric, 0
