@@ -54,9 +54,14 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return f"; known: {', '.join(known)}" if known else "; there are none"
 
 
+def printable(text: str, but: str = "") -> str:
+    """The text with what would move a terminal's cursor or change its colours written out, ``but`` these."""
+    return "".join(c if c.isprintable() or c in but else repr(c)[1:-1] for c in text)
+
+
 def one_line(error: Exception, length: int = 300) -> str:
     """What another package's error says, in one line that moves no cursor."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(error).split())[:length])
+    return printable(" ".join(str(error).split())[:length])
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from .._types import FloatArray, Shape, is_int, is_number, view
-from ..errors import CheckpointError, SpecError, shown
+from ..errors import CheckpointError, SpecError, printable, shown
 from ..layers import LayerSpec, Model, ModelSpec
 from ..layers.base import STATISTICS
 from .go_time import go_time
@@ -190,7 +190,7 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         state = self.training_state
-        optimizer = repr(self.optimizer_state.type)[1:-1] if self.optimizer_state else "no optimizer state"
+        optimizer = printable(self.optimizer_state.type) if self.optimizer_state else "no optimizer state"
         count = sum(w.data.size for w in self.weights)
         weights = f"{len(self.weights)} weights, {count:,} numbers"
         return f"Checkpoint({weights}, {optimizer}, epoch {state.epoch}, step {state.step})"

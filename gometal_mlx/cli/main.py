@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from ..errors import GoMetalError
-from .table import printable
+from ..errors import GoMetalError, printable
 
 COMMANDS = ("train", "inspect", "convert", "verify", "diff", "predict", "doctor")
 
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout:  # else it was closed before Python began
             sys.stdout.flush()
     except GoMetalError as e:
-        print(printable(f"gometal {args.command}: {e}", but=""), file=sys.stderr)  # one line
+        print(printable(f"gometal {args.command}: {e}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"gometal {args.command}: interrupted", file=sys.stderr)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..checkpoints import Checkpoint, CheckpointFormat, load
-from ..checkpoints.formats import format_of
+from ..checkpoints.formats import FORMATS
 from ..errors import CheckpointError
 
 
@@ -18,7 +18,8 @@ def add_read_external(p: argparse.ArgumentParser) -> None:
 
 def external_data(args: argparse.Namespace, *paths: str) -> list[bool]:
     """For each path, whether the option holds; CheckpointError if it is given for nothing."""
-    found = [args.read_external and format_of(path) == CheckpointFormat.ONNX for path in paths]
+    suffixes = FORMATS[CheckpointFormat.ONNX].suffixes
+    found = [args.read_external and path.lower().endswith(suffixes) for path in paths]
     if args.read_external and not any(found):
         raise CheckpointError(f"{paths[0]}: --read-external needs an .onnx file as input")
     return found

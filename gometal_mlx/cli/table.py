@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..errors import printable
+
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str] = (), *, indent: str = "") -> str:
     """Aligned columns: numbers (and what looks like them) to the right, texts to the left."""
@@ -28,14 +30,9 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str] = (), *, inden
     return "\n".join([text(header), *rule, *map(text, cells)] if header else [text(c) for c in cells])
 
 
-def printable(text: str, but: str = "\n") -> str:
-    """The text with what would move a terminal's cursor or change its colours written out, ``but`` these."""
-    return "".join(c if c.isprintable() or c in but else repr(c)[1:-1] for c in text)
-
-
 def say(text: str) -> None:
     """Print what may come from a file."""
-    print(printable(text))
+    print(printable(text, but="\n"))
 
 
 def size_text(size_bytes: float) -> str:

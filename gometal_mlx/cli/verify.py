@@ -32,14 +32,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, build, run; for ONNX compare; in a folder check every file of the manifest."""
-    if os.path.isdir(args.file) and args.read_external:
-        raise CheckpointError(f"{args.file}: --read-external needs an .onnx file as input")
+    (external,) = external_data(args, args.file)
     if os.path.isdir(args.file):
         return _folder(Path(args.file))
     if is_export(args.file):
         from ..checkpoints.onnx import verify_file
 
-        (external,) = external_data(args, args.file)
         given = {k: v for k, v in vars(args).items() if k == "tolerance"}
         report = verify_file(Path(args.file), external_data=external, **given)
         sizes = " and ".join(map(str, report.batch_sizes))

@@ -27,7 +27,7 @@ from ..checkpoints.checkpoint import with_statistics
 from ..checkpoints.folder import ANY, CheckpointFolder
 from ..checkpoints.formats import is_export, refuse_export
 from ..checkpoints.values import check_extras
-from ..errors import CheckpointError, naming, shown
+from ..errors import CheckpointError, naming, printable, shown
 from ..layers import Model
 from ..layers.spec import describe_difference, normalise
 from ..optimizers import Optimizer
@@ -222,7 +222,7 @@ class ResumableTrainer(Trainer):
         saved, slots = checkpoint.optimizer_state, self._slots()
         live = False
         if saved is not None and saved.type != optimizer.json_type:
-            told = f"the optimizer state is of {repr(saved.type)[1:-1]}, the trainer uses {optimizer.json_type}"
+            told = f"the optimizer state is of {printable(saved.type)}, the trainer uses {optimizer.json_type}"
             raise CheckpointError(f"restore: {told}")
         if saved is not None and not reset:
             live = optimizer.restore(saved.parameters, saved.state_data, slots)

@@ -113,8 +113,7 @@ def write_single(export: Export, path: Path, model: Model | None, tolerance: flo
         with ChecksummedFile(temporary) as file:
             for chunk in export.chunks():
                 file.write(chunk)
-        report = _proven(temporary, path, model, tolerance)
-    return report
+        return _proven(temporary, path, model, tolerance)
 
 
 def write_external(export: Export, path: Path, model: Model | None, tolerance: float) -> VerifyReport | None:
