@@ -1,6 +1,7 @@
 """Milliseconds of a prediction, numpy to numpy: gometal_mlx against onnxruntime on the ONNX file it exports.
 
-The contestants take turns as in step_time.py, whose models these are.
+All give probabilities: the file ends in a Softmax. The contestants take turns as in step_time.py, whose models these
+are.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def exported(kind: str, batch: int) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        gm.save(trainer(kind, batch).checkpoint(), path)
+        gm.save(trainer(kind, batch).checkpoint(), path, softmax=True)
         return path.read_bytes()
 
 
@@ -87,7 +88,7 @@ MAKE: dict[str, Callable[[str, int], Turn]] = {
 }
 
 NOTE = (
-    "The models of step_time.py, from a numpy batch to a numpy result (probabilities; onnxruntime: logits). "
+    "The models of step_time.py, from a numpy batch to numpy probabilities, which everybody computes. "
     "Milliseconds a call: median (quartiles) of turns; bold: gometal_mlx's time divided by this one's, median within "
     "rounds, and in brackets the same without MKL, where that is used. The second table counts what one thread "
     "computes."
