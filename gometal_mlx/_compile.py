@@ -63,13 +63,14 @@ def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None, 
                     raise
                 return call()  # another thread has found out meanwhile that it does not work
             mx.disable_compile()
+            _given_up.append(True)
             try:
                 found = call()
             except RuntimeError:  # it was not the compilation
                 undo()
                 mx.enable_compile()
+                _given_up.pop()
                 raise e from None
-            _given_up.append(True)
             _tell(f"compiling failed ({_reason(e)})")
             return found
 
@@ -153,16 +154,25 @@ def compiling() -> bool:
     return len(traced) == 1
 
 
+def makes_kernels() -> bool:
+    """Whether compiled functions become kernels on the CPU, as far as is known before they are evaluated."""
+    return not (SWITCH in os.environ or _given_up or _missing_compiler())
+
+
 @functools.cache
 def tell_if_there_is_no_compiler() -> None:
     """Warn, once, where MLX finds no g++ that runs."""
-    if mx.metal.is_available() or SWITCH in os.environ:
-        return
+    if not mx.metal.is_available() and SWITCH not in os.environ and (why := _missing_compiler()):
+        _tell(why)
+
+
+@functools.cache
+def _missing_compiler() -> str | None:
+    """Why MLX cannot compile kernels for a CPU, if that is so."""
     path = shutil.which("g++")
     if path is None:
-        _tell("there is no g++")
-    elif not _runs(path):
-        _tell(f"{path} does not run")
+        return "there is no g++"
+    return None if _runs(path) else f"{path} does not run"
 
 
 def _runs(program: str) -> bool:

@@ -3,11 +3,14 @@
 On Metal and CUDA it is ``mx.conv2d``. MLX's own CPU convolution has a good forward pass, but its gradient for the input
 spreads a strided image with zeros and convolves that: 10 to 25 times slower than needed for stride 2. So on the CPU the
 convolution is written as matrix products, with its own backward pass (``benchmarks/step_time.md`` has the figures).
+Many windows of 3 x 3 with many channels are multiplied by Winograd's algorithm (``_winograd.py``): sums of such windows
+are a third to a half faster, as exact, and NaN or infinity where a neighbour's are.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
@@ -15,41 +18,61 @@ from typing import cast
 
 import mlx.core as mx
 
+from .._blas import threads_in_use
+from .._compile import makes_kernels
+from . import _winograd as winograd
 from ._device import on_cpu
+from ._layout import copied
 
 # Columns made at a time, a bound for the memory of a large batch: below the 32 MiB from which on glibc takes every
 # buffer afresh from the system, and large enough for a usual batch in one piece.
 PIECE_BYTES = 16 << 20
 
+# From which on Winograd's algorithm pays, for each thread: pixels of all outputs; channels i of the images and o of the
+# output, as i o / (i + o). So 32 and 32 are enough for one thread and for two, with which this was measured.
+PIXELS, CHANNELS = 512, 8
+
 Span = tuple[int, int]
 Convolution = Callable[[mx.array, mx.array], mx.array]  # of the images and the kernels
 
 
-def conv2d(x: mx.array, w: mx.array, bias: mx.array | None, stride: int, padding: int) -> mx.array:
+def conv2d(
+    x: mx.array, w: mx.array, bias: mx.array | None, stride: int, padding: int, transformed: mx.array | None = None
+) -> mx.array:
     """Cross-correlation with square kernels, as ``mx.conv2d``; the device is looked at while tracing.
 
     Shapes: x ``(N, H, W, C)``, w ``(O, k, k, C)``, bias ``(O,)``; the value ``(N, H', W', O)``.
+    Args:
+        transformed: what ``prepared`` has made of w, if it has.
     """
     if not on_cpu():
         y = mx.conv2d(x, w, stride, padding)
     elif (dtype := mx.result_type(x, w)) in (mx.float16, mx.bfloat16):
         # BLAS has no such product, MLX's own is 50 times slower than float32
-        y = _on_cpu(x.astype(mx.float32), w.astype(mx.float32), stride, padding).astype(dtype)
+        y = _on_cpu(x.astype(mx.float32), w.astype(mx.float32), stride, padding, None).astype(dtype)
     else:
-        y = _on_cpu(x, w, stride, padding)
+        y = _on_cpu(x, w, stride, padding, transformed)
     return y if bias is None else y + bias  # in one loop with an activation
 
 
-def _on_cpu(x: mx.array, w: mx.array, stride: int, padding: int) -> mx.array:
-    convolve = _pointwise if w.shape[1] == 1 else _as_products
-    return convolve(stride, padding)(x, w)
+def prepared(w: mx.array, stride: int, padding: int) -> dict[str, mx.array]:
+    """The kernels laid out for many evaluations on a CPU: as they are for a few images, transformed for many."""
+    return {"kernels": w, **({"transformed": winograd.kernels(w)} if _fit(w, stride, padding) else {})}
+
+
+def _on_cpu(x: mx.array, w: mx.array, stride: int, padding: int, transformed: mx.array | None) -> mx.array:
+    if w.shape[1] == 1:
+        return _pointwise(stride, padding)(x, w)
+    if _fit(w, stride, padding) and _many(x, w, padding):
+        return _in_tiles(padding)(x, winograd.kernels(w) if transformed is None else transformed)
+    return _as_products(stride, padding)(x, w)
 
 
 def _pointwise(stride: int, padding: int) -> Convolution:
     """Kernels of one pixel: a product of each pixel's channels; MLX's gradients are fine here."""
 
     def convolve(x: mx.array, w: mx.array) -> mx.array:
-        padded = mx.pad(x, _around(padding)) if padding else x  # MLX copies for a padding of 0, too
+        padded = mx.pad(x, [(0, 0), *[(padding, padding)] * 2, (0, 0)]) if padding else x  # MLX copies for 0, too
         pixels = padded[:, ::stride, ::stride].reshape(-1, w.shape[3])
         return (pixels @ w.reshape(w.shape[0], -1).T).reshape(_output_shape(x, w, stride, padding))
 
@@ -80,6 +103,58 @@ def _as_products(stride: int, padding: int) -> Convolution:
     return cast(Convolution, convolve)
 
 
+def _fit(w: mx.array, stride: int, padding: int) -> bool:
+    """Whether Winograd's algorithm can be used for these kernels, and may be worth its transforms.
+
+    Those take one thread, however many multiply, and loops that are compiled: uncompiled they take more than they save.
+    """
+    outputs, k, _, inputs = w.shape
+    if (k, stride) != (3, 1) or padding > 2 or not makes_kernels():
+        return False
+    count = threads_in_use()
+    if not count:  # Accelerate, which tells of none, multiplies too fast
+        return False
+    return inputs * outputs >= CHANNELS * max(2, count) * (inputs + outputs)
+
+
+def _many(x: mx.array, w: mx.array, padding: int) -> bool:
+    """Whether there are windows enough for it."""
+    return math.prod(_output_shape(x, w, 1, padding)[:3]) >= PIXELS * (threads_in_use() or 1)
+
+
+def _in_tiles(padding: int) -> Convolution:
+    """Winograd's algorithm, with kernels that it has transformed."""
+
+    def correlate(x: mx.array, k: mx.array, padding: int, *, turned: bool = False) -> mx.array:
+        pieces = _even_pieces(x, k.shape[2], padding)
+        products = [winograd.tiles(piece, turned=turned) @ k for piece in pieces]
+        y = mx.concatenate([winograd.images(*both, turned=turned) for both in zip(products, pieces, strict=True)])
+        return y[:, : x.shape[1] + 2 * padding - 2, : x.shape[2] + 2 * padding - 2]
+
+    @mx.custom_function
+    def convolve(x: mx.array, k: mx.array) -> mx.array:
+        return correlate(x, k.swapaxes(1, 2), padding)
+
+    @convolve.vjp
+    def gradients(primals: Sequence[mx.array], g: mx.array, _: mx.array) -> tuple[mx.array, ...]:
+        x, k = primals
+        images = _even_pieces(x, k.shape[1], padding)  # mx.compile finds their tiles in the forward pass
+        arriving = _split(_pad(g, *((0, d % 2) for d in g.shape[1:3])), images[0].shape[0])
+        pairs = zip(images, arriving, strict=True)
+        dk = [winograd.gradients(part).swapaxes(1, 2) @ winograd.tiles(image) for image, part in pairs]
+        return correlate(g, k, 2 - padding, turned=True), reduce(add, dk)
+
+    return cast(Convolution, convolve)
+
+
+def _even_pieces(x: mx.array, outputs: int, padding: int) -> list[mx.array]:
+    """The padded images, with sides of even length, so many at a time that their tiles are PIECE_BYTES."""
+    padded = _pad(x, *((padding, padding + d % 2) for d in x.shape[1:3]))
+    _, height, width, inputs = padded.shape
+    bytes_per_image = 4 * (height - 2) * (width - 2) * (inputs + outputs) * x.itemsize  # each number is in four tiles
+    return _split(padded, max(1, PIECE_BYTES // bytes_per_image))
+
+
 def _output_shape(x: mx.array, w: mx.array, stride: int, padding: int) -> tuple[int, int, int, int]:
     height, width = ((d + 2 * padding - w.shape[1]) // stride + 1 for d in x.shape[1:3])
     return x.shape[0], height, width, w.shape[0]
@@ -89,27 +164,23 @@ def _pieces(x: mx.array, w: mx.array, stride: int, padding: int) -> list[mx.arra
     """The padded images, so many at a time that their columns are PIECE_BYTES."""
     _, height, width, outputs = _output_shape(x, w, stride, padding)
     bytes_per_image = height * width * (w.size // outputs) * x.itemsize
-    return _split(_pad(x, padding), max(1, PIECE_BYTES // max(bytes_per_image, 1)))
+    return _split(_pad(x, (padding, padding), (padding, padding)), max(1, PIECE_BYTES // max(bytes_per_image, 1)))
 
 
 def _split(a: mx.array, size: int) -> list[mx.array]:
     return [a] if a.shape[0] <= size else [a[i : i + size] for i in range(0, a.shape[0], size)]
 
 
-def _pad(x: mx.array, padding: int) -> mx.array:
+def _pad(x: mx.array, down: Span, across: Span) -> mx.array:
     """The image with zeros around it; has no gradient.
 
     MLX copies number by number here, so pairs of them are copied as one: a third less time.
     """
-    if not padding:
+    if not any((*down, *across)):
         return x
     pairs = x.dtype == mx.float32 and x.shape[3] % 2 == 0
-    padded = mx.pad(x.view(mx.int64) if pairs else x, _around(padding))
+    padded = mx.pad(x.view(mx.int64) if pairs else x, [(0, 0), down, across, (0, 0)])
     return padded.view(mx.float32) if pairs else padded
-
-
-def _around(padding: int) -> list[Span]:
-    return [(0, 0), (padding, padding), (padding, padding), (0, 0)]
 
 
 def _windows(x: mx.array, height: int, width: int, stride: int) -> mx.array:
@@ -120,9 +191,7 @@ def _windows(x: mx.array, height: int, width: int, stride: int) -> mx.array:
     # a window's line is one run of width * C numbers, which copies faster than single pixels
     strides = (h * w * c, stride * w * c, stride * c, w * c, 1)
     view = mx.as_strided(mx.contiguous(x), (n, down, across, height, width * c), strides)
-    # compiled, this is a loop that g++ makes vectors of, and writes the same numbers in half the time of MLX's copy
-    columns = mx.negative(mx.negative(view))
-    return columns.reshape(n * down * across, height * width * c)
+    return copied(view).reshape(n * down * across, height * width * c)
 
 
 def _input_gradient(g: mx.array, w: mx.array, size: tuple[int, int], stride: int, padding: int) -> mx.array:

@@ -30,7 +30,7 @@ class Prepared:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.lock = threading.RLock()
-        self.arrays: dict[str, mx.array] = {}  # the same dict for ever, to which compiled functions hold on
+        self.arrays: dict[str, dict[str, mx.array]] = {}  # the same dict for ever, to which compiled functions hold on
         self._made_of: dict[str, npt.NDArray[Any]] = {}  # views of the weights
         shapes = (s.input_shape for s in model.spec.layers)
         self._layers = [(layer, x) for layer, x in zip(model.layers, shapes, strict=True) if layer.prepares(x)]
@@ -44,7 +44,7 @@ class Prepared:
         weights = {layer.name: self.model[layer.name]["weight"] for layer, _ in self._layers}
         if not on_cpu() or any(w.dtype != mx.float32 for w in weights.values()):  # numpy has no bfloat16 to look at
             return self.forget()
-        made: dict[str, mx.array] = {}
+        made: dict[str, dict[str, mx.array]] = {}
         made_of: dict[str, npt.NDArray[Any]] = {}
         for layer, x in self._layers:
             weight = weights[layer.name]
@@ -52,7 +52,7 @@ class Prepared:
                 # A copied array object has the same memory. As long as it is there, an assignment to some of the
                 # weight's numbers gives the weight other memory.
                 made_of[layer.name] = np.array(copy.copy(weight), copy=False)
-                made[layer.name] = mx.contiguous(layer.prepared(weight, x))
+                made[layer.name] = {name: mx.contiguous(a) for name, a in layer.prepared(weight, x).items()}
         mx.eval(made)  # before another thread can see them
         self.arrays.update(made)
         self._made_of.update(made_of)  # last: if Ctrl-C comes before, they are made again

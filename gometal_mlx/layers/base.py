@@ -201,8 +201,8 @@ class Layer:
         """Whether ``prepared`` has something to do for that input shape."""
         return False
 
-    def prepared(self, weight: mx.array, x: Shape) -> mx.array:
-        """The layer's ``weight`` as its evaluation on a CPU wants it; ``forward`` finds it as ``p["prepared"]``."""
+    def prepared(self, weight: mx.array, x: Shape) -> dict[str, mx.array]:
+        """The layer's ``weight`` as its evaluation on a CPU wants it: arrays that ``forward`` finds in p, by name."""
         raise NotImplementedError  # a layer that prepares overrides it
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import mlx.core as mx
 
 from .._types import FloatArray, Params, Shape
-from ._conv import conv2d
+from ._conv import conv2d, prepared
 from ._layout import oihw_to_ohwi
 from ._window import square_window, window_shape
 from .base import GraphWriter, Layer, Match, Param, constant, he_normal
@@ -73,12 +73,12 @@ class Conv2D(Layer):
     def prepares(self, x: Shape) -> bool:
         return True
 
-    def prepared(self, weight: mx.array, x: Shape) -> mx.array:
-        return oihw_to_ohwi(weight)
+    def prepared(self, weight: mx.array, x: Shape) -> dict[str, mx.array]:
+        return prepared(oihw_to_ohwi(weight), self.stride, self.padding)
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        kernels = p["prepared"] if "prepared" in p else self.prepared(p["weight"], x.shape)
-        return conv2d(x, kernels, p.get("bias"), self.stride, self.padding)
+        kernels = p["kernels"] if "kernels" in p else oihw_to_ohwi(p["weight"])
+        return conv2d(x, kernels, p.get("bias"), self.stride, self.padding, p.get("transformed"))
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         inputs = [x, g.weight("weight"), *([g.weight("bias")] if self.use_bias else [])]

@@ -69,8 +69,8 @@ class Dense(Layer):
     def prepares(self, x: Shape) -> bool:
         return len(x) > 2
 
-    def prepared(self, weight: mx.array, x: Shape) -> mx.array:
-        return rows_internal(weight, x)  # so that images need not be flattened in C, H, W order
+    def prepared(self, weight: mx.array, x: Shape) -> dict[str, mx.array]:
+        return {"prepared": rows_internal(weight, x)}  # so that images need not be flattened in C, H, W order
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
         weight = p.get("prepared", p["weight"])

@@ -11,14 +11,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .._types import FloatArray, Shape, floats, is_int
+from .._types import FloatArray, Params, Shape, floats, is_int
 from ..errors import CheckpointError, ShapeError, SpecError, shown
 from ._layout import to_internal, to_public
 from .base import STATISTICS, Layer, Param
 from .registry import Softmax
 from .spec import ModelSpec, normalise
 
-NOTHING: Mapping[str, mx.array] = MappingProxyType({})
+NOTHING: Mapping[str, Params] = MappingProxyType({})
 
 
 class NamedWeight(Protocol):
@@ -115,7 +115,7 @@ class Model(nn.Module):
 
     def __call__(
         self, x: mx.array, key: mx.array | None = None, dtype: mx.Dtype | None = None,
-        prepared: Mapping[str, mx.array] = NOTHING,
+        prepared: Mapping[str, Params] = NOTHING,
     ) -> mx.array:  # fmt: skip
         """The output for a batch, NCHW in and out.
 
@@ -129,7 +129,7 @@ class Model(nn.Module):
 
     def logits(
         self, x: mx.array, key: mx.array | None = None, dtype: mx.Dtype | None = None,
-        prepared: Mapping[str, mx.array] = NOTHING,
+        prepared: Mapping[str, Params] = NOTHING,
     ) -> mx.array:  # fmt: skip
         """The output before a trailing Softmax over the classes; the plain output of a model without one."""
         softmax = self.spec.last_layer.name if self.ends_in_softmax else None
@@ -152,7 +152,7 @@ class Model(nn.Module):
 
     def _run(
         self, x: mx.array, layers: Sequence[Layer], key: mx.array | None, dtype: mx.Dtype | None,
-        prepared: Mapping[str, mx.array],
+        prepared: Mapping[str, Params],
     ) -> mx.array:  # fmt: skip
         if not isinstance(x, mx.array):
             x = mx.array(floats(x))
@@ -165,7 +165,7 @@ class Model(nn.Module):
         for layer, k in zip(layers, keys, strict=True):
             p = self.get(layer.name, {})
             if layer.name in prepared:
-                p = {**p, "prepared": prepared[layer.name]}
+                p = {**p, **prepared[layer.name]}
             if dtype is None:
                 x = layer.forward(p, x, training=self.training, key=k)
                 continue

@@ -14,7 +14,7 @@ from .._awake import keep_awake
 from .._compile import evaluated
 from .._lanes import Lanes, begin, most, side_by_side
 from .._leaving import remember_thread
-from .._types import FloatArray, Shape
+from .._types import FloatArray, Params, Shape
 from ..errors import GoMetalError
 from ..layers import ModelSpec
 from ..layers._device import on_cpu
@@ -33,7 +33,7 @@ class InPieces:
         prepared: the model's.
     """
 
-    def __init__(self, function: Callable[[mx.array, Mapping[str, mx.array]], mx.array], prepared: Prepared) -> None:
+    def __init__(self, function: Callable[[mx.array, Mapping[str, Params]], mx.array], prepared: Prepared) -> None:
         inputs = [prepared.model.state, prepared.arrays]
         self._function = mx.compile(lambda x: function(x, prepared.arrays), inputs=inputs)
         self._prepared = prepared

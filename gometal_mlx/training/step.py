@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from .._compile import evaluated, tell_if_there_is_no_compiler
 from .._lanes import Lanes, begin, side_by_side, spread
 from .._leaving import remember_thread
-from .._types import FloatArray, number, view
+from .._types import FloatArray, Params, number, view
 from ..errors import SpecError, TrainingError
 from ..layers import Model
 from ..layers._prepared import Prepared
@@ -238,7 +238,7 @@ class TrainingStep:
         factor = mx.where(fine, mx.where(grown, config.loss_scale_growth_factor, 1.0), config.loss_scale_backoff_factor)
         self._state["scaling"] = mx.stack([scale * factor, mx.where(fine & ~grown, good, 0.0)])
 
-    def _evaluation_forward(self, x: mx.array, prepared: Mapping[str, mx.array]) -> mx.array:
+    def _evaluation_forward(self, x: mx.array, prepared: Mapping[str, Params]) -> mx.array:
         run = self._model.logits if self._loss.uses_logits else self._model
         with mode(self._model, training=False):
             return run(x, prepared=prepared)

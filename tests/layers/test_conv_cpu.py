@@ -1,11 +1,12 @@
 """The CPU's own convolution against mx.conv2d, which is slow there but right."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gometal_mlx.layers import Model, ModelBuilder, _conv
@@ -34,6 +35,16 @@ def close(a: mx.array, b: mx.array, tolerance: float = TOLERANCE) -> None:
 def arrays(n: int, size: tuple[int, int], c: int, o: int, k: int, seed: int = 0) -> tuple[mx.array, mx.array]:
     keys = mx.random.split(mx.random.key(seed), 2)
     return mx.random.normal((n, *size, c), key=keys[0]), mx.random.normal((o, k, k, c), key=keys[1])
+
+
+@pytest.fixture
+def in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Winograd's algorithm wherever it can be used."""
+    monkeypatch.setattr(_conv, "PIXELS", 0)
+    monkeypatch.setattr(_conv, "CHANNELS", 0)
+    monkeypatch.setattr(_conv, "threads_in_use", lambda: 1)
+    monkeypatch.setattr(_conv, "makes_kernels", lambda: True)
+    monkeypatch.setattr(_conv, "_as_products", None)
 
 
 def ours(stride: int, padding: int) -> Convolution:
@@ -78,6 +89,83 @@ def test_value_and_gradients_are_those_of_mx(
     check(n, (height, width), c, o, k, stride, padding)
 
 
+@given(
+    n=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9), c=st.integers(1, 6), o=st.integers(1, 6),
+    padding=st.integers(0, 2),
+)  # fmt: skip
+@example(n=2, height=1, width=1, c=2, o=3, padding=1)  # padding alone but for the middle
+@example(n=2, height=3, width=4, c=2, o=3, padding=0)  # one line
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.usefixtures("in_tiles")
+def test_value_and_gradients_in_tiles(n: int, height: int, width: int, c: int, o: int, padding: int) -> None:
+    size = max(height, 3 - 2 * padding), max(width, 3 - 2 * padding)
+    check(n, size, c, o, 3, 1, padding)
+
+
+@pytest.mark.parametrize("images", [1, 2, 5])
+@pytest.mark.usefixtures("in_tiles")
+def test_a_large_batch_of_tiles_goes_in_pieces(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    made = []
+    tiles = _conv.winograd.tiles
+    monkeypatch.setattr(_conv.winograd, "tiles", lambda x, **turned: made.append(x.shape[0]) or tiles(x, **turned))
+    monkeypatch.setattr(_conv, "PIECE_BYTES", images * 16 * 6 * (2 + 3) * 4)  # tiles * channels * bytes
+    check(5, (4, 6), 2, 3, 3, 1, 1)
+    assert max(made) == images
+    check(5, (3, 5), 2, 3, 3, 1, 1)  # of which as many tiles are made
+
+
+@pytest.mark.usefixtures("in_tiles", "compiled")
+def test_a_step_makes_the_same_tiles_once(tmp_path: Path) -> None:
+    """Of the images for the value and the kernels' gradient, and of the arriving gradient: 4 views each."""
+    x, w = arrays(2, (6, 6), 3, 4, 3)
+    step = mx.compile(lambda x, w: value_and_gradients(ours(1, 1), x, w))
+    mx.eval(step(x, w))
+    mx.export_to_dot(str(tmp_path / "graph"), *step(x, w))
+    tiles, images, gradients = 4, 9, 4
+    assert (tmp_path / "graph").read_text().count('"AsStrided') == 2 * tiles + 2 * images + gradients
+
+
+@pytest.mark.usefixtures("in_tiles")
+def test_tiles_are_as_exact_as_products() -> None:
+    keys = mx.random.split(mx.random.key(0), 2)
+    x, w = mx.random.normal((2, 16, 16, 64), key=keys[0]), mx.random.normal((64, 3, 3, 64), key=keys[1])
+    padded = np.pad(np.array(x, np.float64), [(0, 0), (1, 1), (1, 1), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    exact = np.einsum("nhwcij,oijc->nhwo", windows, np.array(w, np.float64))
+    errors = [np.abs(np.array(c(x, w)) - exact).mean() for c in (ours(1, 1), theirs(1, 1))]
+    assert errors[0] < 2 * errors[1]
+
+
+def test_tiles_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def used(shape: tuple[int, ...], o: int, k: int = 3, stride: int = 1, padding: int = 1) -> bool:
+        x, w = mx.zeros(shape), mx.zeros((o, k, k, shape[3]))
+        return _conv._fit(w, stride, padding) and _conv._many(x, w, padding)
+
+    monkeypatch.setattr(_conv, "threads_in_use", lambda: 1)
+    monkeypatch.setattr(_conv, "makes_kernels", lambda: True)
+    assert used((2, 16, 16, 32), 32)
+    assert not used((1, 16, 16, 256), 256)  # few pixels
+    assert not used((4, 16, 16, 32), 31)  # few channels
+    assert not used((4, 16, 16, 3), 64)
+    assert not used((4, 18, 18, 32), 32, k=5, padding=2)
+    assert not used((4, 32, 32, 32), 32, stride=2)
+    assert used((3, 16, 16, 32), 32, padding=0)
+    assert not used((2, 16, 16, 32), 32, padding=0)  # 14 by 14 come of it
+    assert not used((9, 16, 16, 32), 32, padding=3)
+    monkeypatch.setattr(_conv, "threads_in_use", lambda: 2)
+    assert used((4, 16, 16, 32), 32)
+    assert not used((3, 16, 16, 32), 32)
+    monkeypatch.setattr(_conv, "threads_in_use", lambda: 4)
+    assert used((8, 16, 16, 64), 64)
+    assert not used((8, 16, 16, 63), 63)  # the transforms take one thread, the products have four
+    monkeypatch.setattr(_conv, "threads_in_use", lambda: 1)
+    monkeypatch.setattr(_conv, "makes_kernels", lambda: False)
+    assert not used((32, 16, 16, 32), 32)
+    monkeypatch.setattr(_conv, "makes_kernels", lambda: True)
+    monkeypatch.setattr(_conv, "threads_in_use", lambda: None)  # Accelerate, or what MLX's wheel brings
+    assert not used((32, 16, 16, 32), 32)
+
+
 @pytest.mark.parametrize("pieces", [1, 3, 5])
 def test_a_large_batch_goes_in_pieces(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
     monkeypatch.setattr(_conv, "PIECE_BYTES", 5 // pieces * 4 * 4 * 2 * 9 * 4)  # rows * windows * columns * bytes
@@ -89,14 +177,24 @@ def test_a_large_batch_goes_in_pieces(monkeypatch: pytest.MonkeyPatch, pieces: i
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_half_precision_is_computed_in_float32(dtype: mx.Dtype, kernel: int) -> None:
+    check_half_precision(dtype, kernel, stride=2)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.usefixtures("in_tiles")
+def test_half_precision_in_tiles(dtype: mx.Dtype) -> None:
+    check_half_precision(dtype, 3, stride=1)
+
+
+def check_half_precision(dtype: mx.Dtype, kernel: int, stride: int) -> None:
     x, w = (a.astype(dtype) for a in arrays(2, (6, 6), 3, 4, kernel))
-    found = value_and_gradients(ours(2, 1), x, w)
+    found = value_and_gradients(ours(stride, 1), x, w)
     # the mask of value_and_gradients is rounded to the dtype, so that float32 has the same one
-    y = ours(2, 1)(x, w)
+    y = ours(stride, 1)(x, w)
     mask = mx.random.normal(y.shape, key=mx.random.key(9)).astype(dtype).astype(mx.float32)
     x32, w32 = x.astype(mx.float32), w.astype(mx.float32)
-    exact = [theirs(2, 1)(x32, w32)]
-    exact += mx.grad(lambda x, w: (theirs(2, 1)(x, w) * mask).sum(), argnums=(0, 1))(x32, w32)
+    exact = [theirs(stride, 1)(x32, w32)]
+    exact += mx.grad(lambda x, w: (theirs(stride, 1)(x, w) * mask).sum(), argnums=(0, 1))(x32, w32)
     for a, b in zip(found, exact, strict=True):
         assert a.dtype == dtype
         # rounded once; the largest value has 11 or 8 bits
@@ -105,6 +203,15 @@ def test_half_precision_is_computed_in_float32(dtype: mx.Dtype, kernel: int) -> 
 
 @pytest.mark.parametrize(("stride", "outputs"), [(1, 3), (1, 8), (2, 3), (2, 8)])
 def test_compiled_is_eager(stride: int, outputs: int) -> None:
+    check_compiled(stride, outputs)
+
+
+@pytest.mark.usefixtures("in_tiles", "compiled")
+def test_compiled_tiles_are_eager_ones() -> None:
+    check_compiled(1, 5)
+
+
+def check_compiled(stride: int, outputs: int) -> None:
     x, w = arrays(3, (7, 6), 3, outputs, 3)
     convolution = ours(stride, 1)
     eager = value_and_gradients(convolution, x, w)

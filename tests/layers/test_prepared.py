@@ -8,7 +8,7 @@ import pytest
 from contracts import random_batch, randomise
 
 from gometal_mlx import Model, ModelBuilder, ModelTrainer, Predictor, TrainerConfig
-from gometal_mlx.layers import _prepared
+from gometal_mlx.layers import _conv, _prepared
 from gometal_mlx.layers._prepared import Prepared
 from gometal_mlx.training import pieces
 
@@ -106,6 +106,28 @@ def test_only_what_has_changed_is_made_anew() -> None:
     add(model["first"]["bias"])
     assert prepared.refresh()
     assert {n for n, a in prepared.arrays.items() if a is not before[n]} == {"second"}
+
+
+def test_many_images_of_many_channels_meet_transformed_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_conv, "threads_in_use", lambda: 1)
+    monkeypatch.setattr(_conv, "makes_kernels", lambda: True)
+    builder = ModelBuilder((8, 2, 16, 16)).add_conv2d(32, 3, 1, 1, name="few").add_relu()
+    trainer = ModelTrainer(builder.add_conv2d(32, 3, 1, 1, name="many").add_dense(3).compile(), TrainerConfig(seed=0))
+    x = random_batch(trainer.spec, 8)
+    made: list[mx.array] = []
+    in_tiles = _conv._in_tiles
+    monkeypatch.setattr(_conv, "_in_tiles", lambda p: lambda x, k: made.append(k) or in_tiles(p)(x, k))
+    close(trainer.predict(x), answer(trainer.model, x))
+    arrays = trainer._training_step._prepared.arrays
+    assert {name: set(a) for name, a in arrays.items() if name != "dense_1"} == {
+        "few": {"kernels"}, "many": {"kernels", "transformed"},
+    }  # fmt: skip
+    assert {k.shape for k in made} == {(16, 32, 32)}
+    made.clear()
+    close(trainer.predict(x[:1]), answer(trainer.model, x[:1]))
+    assert not made  # the kernels as they are
+    add(trainer.model["many"]["weight"])
+    close(trainer.predict(x), answer(trainer.model, x))
 
 
 def test_a_gpu_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,9 @@ pool = ThreadPoolExecutor(4)
 found = [f.result() for f in [pool.submit(predict, x[: 1 + i % 6]) for i in range(60)]]
 print(all(np.allclose(y, predict(x)[: len(y)], rtol=1e-5) for y in found))
 """
+# images enough, with channels enough, for Winograd's algorithm, whose constants the threads share
+MANY_IMAGES = IN_A_POOL.replace("(16, 3, 4, 4)", "(16, 32, 16, 16)").replace("(6, 3, 4, 4)", "(48, 32, 16, 16)")
+MANY_IMAGES = MANY_IMAGES.replace("add_conv2d(4, 3)", "add_conv2d(32, 3)").replace("1 + i % 6", "40 + i % 8")
 TRAINERS = """
 import threading, warnings
 import numpy as np, gometal_mlx as gm
@@ -50,7 +53,7 @@ print(len(found) == 3 and len(set(found)) == 1)
 
 
 @pytest.mark.parametrize("run", range(3))  # an abort came in half of the runs
-@pytest.mark.parametrize("program", [IN_A_POOL, TRAINERS], ids=["a predictor", "trainers"])
+@pytest.mark.parametrize("program", [IN_A_POOL, MANY_IMAGES, TRAINERS], ids=["a predictor", "tiles", "trainers"])
 def test_threads_compute_and_end(program: str, run: int) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
