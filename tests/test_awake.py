@@ -79,6 +79,15 @@ def test_predictions_say_that_they_begin_and_steps_do_not(monkeypatch: pytest.Mo
     assert len(told) == 1
 
 
+def test_products_that_threads_share_keep_them_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr("gometal_mlx.training.pieces.keep_awake", lambda: told.append(1))
+    trainer = ModelTrainer(ModelBuilder((3, 512)).add_dense(512).add_dense(2).compile(), TrainerConfig(seed=0))
+    for rows, expected in ((3, 1), (4, 2), (5, 2), (200, 2)):  # four rows are multiplied in slices, by one thread
+        trainer.predict(np.ones((rows, 512), "f"))
+        assert len(told) == expected
+
+
 SPIN = """
 import time
 from gometal_mlx import _blas

@@ -3,8 +3,8 @@
 On Metal and CUDA it is ``mx.conv2d``. MLX's own CPU convolution has a good forward pass, but its gradient for the input
 spreads a strided image with zeros and convolves that: 10 to 25 times slower than needed for stride 2. So on the CPU the
 convolution is written as matrix products, with its own backward pass (``benchmarks/step_time.md`` has the figures).
-Many windows of 3 x 3 with many channels are multiplied by Winograd's algorithm (``_winograd.py``): sums of such windows
-are a third to a half faster, as exact, and NaN or infinity where a neighbour's are.
+For many windows of 3 x 3 with many channels Winograd's algorithm multiplies less (``_winograd.py``). It is as exact,
+but a NaN or infinity reaches all outputs of a tile.
 """
 
 from __future__ import annotations

@@ -19,9 +19,11 @@ from ..errors import GoMetalError
 from ..layers import ModelSpec
 from ..layers._device import on_cpu
 from ..layers._prepared import Prepared
+from ..layers._product import ROWS as FEW_ROWS
 
 PREDICT_ROWS = 1024
 CACHED_NUMBERS = 2**19  # 2 MB: what is made of it, columns of a convolution too, then stays in a processor's cache
+SHARED = 2**20  # multiplications of more than a few rows that BLAS shares among its threads, which keeps them awake
 LANE_NUMBERS = 2**19  # that a lane writes: fewer do not repay waking a processor
 
 
@@ -38,6 +40,7 @@ class InPieces:
         self._function = mx.compile(lambda x: function(x, prepared.arrays), inputs=inputs)
         self._prepared = prepared
         self._rows = piece_rows(prepared.model.spec)
+        self._operations = max(s.layer().operations_per_row(s.input_shape) for s in prepared.model.spec.layers)
         self._tried: set[Shape] = set()  # for which there are kernels
 
     def __call__(self, x: FloatArray) -> FloatArray:
@@ -57,7 +60,8 @@ class InPieces:
             raise GoMetalError(f"{told}; save a checkpoint there and use a Predictor here") from e
 
     def _in_one_piece(self, x: FloatArray) -> FloatArray:
-        keep_awake()
+        if len(x) <= FEW_ROWS or len(x) * self._operations < SHARED:
+            keep_awake()
         if not self._prepared:
             return np.array(self._function(mx.array(x)), np.float32)
         if not self._prepared.arrays:
