@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from gometal_mlx._compile import compiling, evaluated
 from gometal_mlx.layers import Model, ModelBuilder, _conv
 
 # float32 has 24 bits (6e-8); up to a thousand products added in another order lose a digit and a half,
@@ -119,7 +120,9 @@ def test_a_step_makes_the_same_tiles_once(tmp_path: Path) -> None:
     """Of the images for the value and the kernels' gradient, and of the arriving gradient: 4 views each."""
     x, w = arrays(2, (6, 6), 3, 4, 3)
     step = mx.compile(lambda x, w: value_and_gradients(ours(1, 1), x, w))
-    mx.eval(step(x, w))
+    evaluated(lambda: mx.eval(step(x, w)))
+    if not compiling():
+        pytest.skip("MLX cannot compile here, and then looks for nothing that is made twice")
     mx.export_to_dot(str(tmp_path / "graph"), *step(x, w))
     tiles, images, gradients = 4, 9, 4
     assert (tmp_path / "graph").read_text().count('"AsStrided') == 2 * tiles + 2 * images + gradients
