@@ -93,7 +93,6 @@ class BlasStatus:
 
 
 _set_threads: list[Callable[[int], object]] = []  # of the library in use
-_in_use: list[int] = []  # the threads that use_threads has asked for, if it has
 _wake_threads: list[Callable[[], object]] = []  # likewise, if its threads sleep where products are small
 
 
@@ -200,14 +199,8 @@ def threads() -> int | None:
 
 def use_threads(count: int) -> None:
     """Have so many threads compute every product from now on."""
-    _in_use[:] = [count]
     for tell in _set_threads:
         tell(count)
-
-
-def threads_in_use() -> int | None:
-    """How many threads compute a product now, if that is known."""
-    return _in_use[0] if _in_use and _set_threads else threads()
 
 
 def unpacked_product() -> int:

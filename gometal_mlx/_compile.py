@@ -66,10 +66,12 @@ def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None, 
             _given_up.append(True)
             try:
                 found = call()
-            except RuntimeError:  # it was not the compilation
-                undo()
+            except BaseException as other:  # it was not the compilation, or Ctrl-C came before that was known
                 mx.enable_compile()
                 _given_up.pop()
+                if not isinstance(other, RuntimeError):
+                    raise
+                undo()
                 raise e from None
             _tell(f"compiling failed ({_reason(e)})")
             return found

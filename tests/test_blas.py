@@ -165,11 +165,8 @@ def test_openmp_has_a_number_for_every_thread(parallel: int, told: list[int], mo
     monkeypatch.setattr(_blas, "STATUS", _blas.BlasStatus("bundled", threads=5))
     assert _blas._core_and_threads(library) == ("Core", 5)  # type: ignore[arg-type]
     assert (_blas.threads() is None) == (not told)
-    monkeypatch.setattr(_blas, "_in_use", [])
-    assert _blas.threads_in_use() == (5 if told else None)
     _blas.use_threads(1)
     assert set_to == told
-    assert _blas.threads_in_use() == (1 if told else None)
     _blas.wake_threads()
     assert products == [(128, 128, 128)] * len(told)
 

@@ -4,13 +4,14 @@ On Metal and CUDA it is ``mx.conv2d``. MLX's own CPU convolution has a good forw
 spreads a strided image with zeros and convolves that: 10 to 25 times slower than needed for stride 2. So on the CPU the
 convolution is written as matrix products, with its own backward pass (``benchmarks/step_time.md`` has the figures).
 For many windows of 3 x 3 with many channels Winograd's algorithm multiplies less (``_winograd.py``). It is as exact,
-but a NaN or infinity reaches all outputs of a tile.
+but where an infinity among the inputs would give infinity it may give NaN.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
@@ -18,7 +19,7 @@ from typing import cast
 
 import mlx.core as mx
 
-from .._blas import threads_in_use
+from .._blas import threads
 from .._compile import makes_kernels
 from . import _winograd as winograd
 from ._device import on_cpu
@@ -28,8 +29,8 @@ from ._layout import copied
 # buffer afresh from the system, and large enough for a usual batch in one piece.
 PIECE_BYTES = 16 << 20
 
-# From which on Winograd's algorithm pays, for each thread: pixels of all outputs; channels i of the images and o of the
-# output, as i o / (i + o). So 32 and 32 are enough for one thread and for two, with which this was measured.
+# From which on Winograd's algorithm pays: pixels of all outputs; channels i of the images and o of the output, as
+# i o / (i + o) for each thread of BLAS, two at least, so 32 and 32. Measured with one thread and with two.
 PIXELS, CHANNELS = 512, 8
 
 Span = tuple[int, int]
@@ -107,28 +108,27 @@ def _fit(w: mx.array, stride: int, padding: int) -> bool:
     """Whether Winograd's algorithm can be used for these kernels, and may be worth its transforms.
 
     Those take one thread, however many multiply, and loops that are compiled: uncompiled they take more than they save.
+    The answer hangs on what stays as it is while Python runs, not on lanes that another thread may have opened: the
+    same run shall give the same bits. Accelerate, on a Mac, multiplies too fast.
     """
     outputs, k, _, inputs = w.shape
-    if (k, stride) != (3, 1) or padding > 2 or not makes_kernels():
+    if sys.platform == "darwin" or (k, stride) != (3, 1) or padding > 2:
         return False
-    count = threads_in_use()
-    if not count:  # Accelerate, which tells of none, multiplies too fast
-        return False
-    return inputs * outputs >= CHANNELS * max(2, count) * (inputs + outputs)
+    return inputs * outputs >= CHANNELS * max(2, threads() or 1) * (inputs + outputs) and makes_kernels()
 
 
 def _many(x: mx.array, w: mx.array, padding: int) -> bool:
     """Whether there are windows enough for it."""
-    return math.prod(_output_shape(x, w, 1, padding)[:3]) >= PIXELS * (threads_in_use() or 1)
+    return math.prod(_output_shape(x, w, 1, padding)[:3]) >= PIXELS
 
 
 def _in_tiles(padding: int) -> Convolution:
     """Winograd's algorithm, with kernels that it has transformed."""
 
     def correlate(x: mx.array, k: mx.array, padding: int, *, turned: bool = False) -> mx.array:
-        pieces = _even_pieces(x, k.shape[2], padding)
-        products = [winograd.tiles(piece, turned=turned) @ k for piece in pieces]
-        y = mx.concatenate([winograd.images(*both, turned=turned) for both in zip(products, pieces, strict=True)])
+        pieces = _even_pieces(x, k.shape[2], padding, pairs=not turned)  # a gradient has a gradient
+        parts = [winograd.images(winograd.tiles(p, turned=turned) @ k, p, turned=turned) for p in pieces]
+        y = mx.concatenate(parts)
         return y[:, : x.shape[1] + 2 * padding - 2, : x.shape[2] + 2 * padding - 2]
 
     @mx.custom_function
@@ -139,7 +139,7 @@ def _in_tiles(padding: int) -> Convolution:
     def gradients(primals: Sequence[mx.array], g: mx.array, _: mx.array) -> tuple[mx.array, ...]:
         x, k = primals
         images = _even_pieces(x, k.shape[1], padding)  # mx.compile finds their tiles in the forward pass
-        arriving = _split(_pad(g, *((0, d % 2) for d in g.shape[1:3])), images[0].shape[0])
+        arriving = _split(_pad(g, *((0, d % 2) for d in g.shape[1:3]), pairs=False), images[0].shape[0])
         pairs = zip(images, arriving, strict=True)
         dk = [winograd.gradients(part).swapaxes(1, 2) @ winograd.tiles(image) for image, part in pairs]
         return correlate(g, k, 2 - padding, turned=True), reduce(add, dk)
@@ -147,9 +147,9 @@ def _in_tiles(padding: int) -> Convolution:
     return cast(Convolution, convolve)
 
 
-def _even_pieces(x: mx.array, outputs: int, padding: int) -> list[mx.array]:
+def _even_pieces(x: mx.array, outputs: int, padding: int, *, pairs: bool = True) -> list[mx.array]:
     """The padded images, with sides of even length, so many at a time that their tiles are PIECE_BYTES."""
-    padded = _pad(x, *((padding, padding + d % 2) for d in x.shape[1:3]))
+    padded = _pad(x, *((padding, padding + d % 2) for d in x.shape[1:3]), pairs=pairs and padding > 0)
     _, height, width, inputs = padded.shape
     bytes_per_image = 4 * (height - 2) * (width - 2) * (inputs + outputs) * x.itemsize  # each number is in four tiles
     return _split(padded, max(1, PIECE_BYTES // bytes_per_image))
@@ -171,14 +171,14 @@ def _split(a: mx.array, size: int) -> list[mx.array]:
     return [a] if a.shape[0] <= size else [a[i : i + size] for i in range(0, a.shape[0], size)]
 
 
-def _pad(x: mx.array, down: Span, across: Span) -> mx.array:
-    """The image with zeros around it; has no gradient.
+def _pad(x: mx.array, down: Span, across: Span, *, pairs: bool = True) -> mx.array:
+    """The image with zeros around it.
 
-    MLX copies number by number here, so pairs of them are copied as one: a third less time.
+    MLX copies number by number here, so pairs of them are copied as one: a third less time, and no gradient.
     """
     if not any((*down, *across)):
         return x
-    pairs = x.dtype == mx.float32 and x.shape[3] % 2 == 0
+    pairs = pairs and x.dtype == mx.float32 and x.shape[3] % 2 == 0
     padded = mx.pad(x.view(mx.int64) if pairs else x, [(0, 0), down, across, (0, 0)])
     return padded.view(mx.float32) if pairs else padded
 

@@ -50,7 +50,7 @@ def tiles(x: mx.array, *, turned: bool = False) -> mx.array:
     """
     n, height, width, c = x.shape
     t, s, row = height // 2 - 1, width // 2 - 1, width * c
-    x = mx.contiguous(x)
+    x = mx.contiguous(x)  # as in _conv._windows
 
     def lines(down: tuple[int, int, int], across: tuple[int, int, int]) -> mx.array:
         (i, j, top), (k, m, left) = down, across
@@ -68,7 +68,6 @@ def images(m: mx.array, x: mx.array, *, turned: bool = False) -> mx.array:
     ends = TURNED_ENDS if turned else ENDS
     n, t, s, o = x.shape[0], x.shape[1] // 2 - 1, x.shape[2] // 2 - 1, m.shape[2]
     size = n * t * s * o
-    m = mx.contiguous(m)
 
     def lines(down: tuple[int, int], across: tuple[int, int]) -> mx.array:
         (i, top), (j, left) = down, across
@@ -86,7 +85,7 @@ def gradients(g: mx.array) -> mx.array:
     """``A g A'``, what a gradient for ``images`` gives for ``m``."""
     n, height, width, o = g.shape
     t, s, row = height // 2, width // 2, width * o
-    g = mx.contiguous(g)
+    g = mx.contiguous(g)  # likewise
 
     def line(down: int, across: int) -> mx.array:
         strides = (0, 0, height * row, 2 * row, 2 * o, 1)

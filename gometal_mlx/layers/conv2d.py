@@ -54,7 +54,9 @@ class Conv2D(Layer):
 
     def numbers_per_row(self, x: Shape) -> int:
         _, outputs, height, width = self.output_shape(x)
-        columns = x[1] * self.kernel_size**2 if self.kernel_size > 1 else 0  # every window as a row (_conv.py)
+        columns = (
+            x[1] * self.kernel_size**2 if self.kernel_size > 1 else 0
+        )  # every window as a row; tiles are about as many
         return height * width * (outputs + columns)
 
     def operations_per_row(self, x: Shape) -> int:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from gometal_mlx import _lanes
 from gometal_mlx._compile import compiling, evaluated
 from gometal_mlx.layers import Model, ModelBuilder, _conv
 
@@ -43,8 +44,8 @@ def in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Winograd's algorithm wherever it can be used."""
     monkeypatch.setattr(_conv, "PIXELS", 0)
     monkeypatch.setattr(_conv, "CHANNELS", 0)
-    monkeypatch.setattr(_conv, "threads_in_use", lambda: 1)
     monkeypatch.setattr(_conv, "makes_kernels", lambda: True)
+    monkeypatch.setattr(_conv.sys, "platform", "linux")
     monkeypatch.setattr(_conv, "_as_products", None)
 
 
@@ -116,9 +117,10 @@ def test_a_large_batch_of_tiles_goes_in_pieces(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.usefixtures("in_tiles", "compiled")
-def test_a_step_makes_the_same_tiles_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_step_makes_the_same_tiles_once(channels: int, tmp_path: Path) -> None:
     """Of the images for the value and the kernels' gradient, and of the arriving gradient: 4 views each."""
-    x, w = arrays(2, (6, 6), 3, 4, 3)
+    x, w = arrays(2, (6, 6), channels, 4, 3)
     step = mx.compile(lambda x, w: value_and_gradients(ours(1, 1), x, w))
     evaluated(lambda: mx.eval(step(x, w)))
     if not compiling():
@@ -144,29 +146,52 @@ def test_tiles_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
         x, w = mx.zeros(shape), mx.zeros((o, k, k, shape[3]))
         return _conv._fit(w, stride, padding) and _conv._many(x, w, padding)
 
-    monkeypatch.setattr(_conv, "threads_in_use", lambda: 1)
     monkeypatch.setattr(_conv, "makes_kernels", lambda: True)
-    assert used((2, 16, 16, 32), 32)
-    assert not used((1, 16, 16, 256), 256)  # few pixels
-    assert not used((4, 16, 16, 32), 31)  # few channels
-    assert not used((4, 16, 16, 3), 64)
-    assert not used((4, 18, 18, 32), 32, k=5, padding=2)
-    assert not used((4, 32, 32, 32), 32, stride=2)
-    assert used((3, 16, 16, 32), 32, padding=0)
-    assert not used((2, 16, 16, 32), 32, padding=0)  # 14 by 14 come of it
-    assert not used((9, 16, 16, 32), 32, padding=3)
-    monkeypatch.setattr(_conv, "threads_in_use", lambda: 2)
-    assert used((4, 16, 16, 32), 32)
-    assert not used((3, 16, 16, 32), 32)
-    monkeypatch.setattr(_conv, "threads_in_use", lambda: 4)
+    monkeypatch.setattr(_conv.sys, "platform", "linux")
+    for count in (1, 2, None):  # None: what MLX's wheel brings, or a BLAS that cannot be told
+        monkeypatch.setattr(_conv, "threads", lambda count=count: count)
+        assert used((2, 16, 16, 32), 32)
+        assert not used((1, 16, 16, 256), 256)  # few pixels
+        assert not used((4, 16, 16, 32), 31)  # few channels
+        assert not used((4, 16, 16, 3), 64)
+        assert not used((4, 18, 18, 32), 32, k=5, padding=2)
+        assert not used((4, 32, 32, 32), 32, stride=2)
+        assert used((3, 16, 16, 32), 32, padding=0)
+        assert not used((2, 16, 16, 32), 32, padding=0)  # 14 by 14 come of it
+        assert not used((9, 16, 16, 32), 32, padding=3)
+        with _lanes.side_by_side(1 if count is None else count):  # in lanes, of whatever thread, as outside
+            assert used((2, 16, 16, 32), 32)
+    monkeypatch.setattr(_conv, "threads", lambda: 4)
     assert used((8, 16, 16, 64), 64)
     assert not used((8, 16, 16, 63), 63)  # the transforms take one thread, the products have four
-    monkeypatch.setattr(_conv, "threads_in_use", lambda: 1)
+    monkeypatch.setattr(_conv, "threads", lambda: 1)
+    monkeypatch.setattr(_conv.sys, "platform", "darwin")
+    assert not used((32, 16, 16, 32), 32)
+    monkeypatch.setattr(_conv.sys, "platform", "linux")
     monkeypatch.setattr(_conv, "makes_kernels", lambda: False)
     assert not used((32, 16, 16, 32), 32)
-    monkeypatch.setattr(_conv, "makes_kernels", lambda: True)
-    monkeypatch.setattr(_conv, "threads_in_use", lambda: None)  # Accelerate, or what MLX's wheel brings
-    assert not used((32, 16, 16, 32), 32)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("side", [5, 6])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_gradient_of_a_gradient(
+    tiles: bool, padding: int, side: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a penalty has it. Images padded in pairs, of an even number of channels, have one of their own gradient."""
+    monkeypatch.setattr(_conv, "_fit", lambda *_: tiles)
+    monkeypatch.setattr(_conv, "PIXELS", 0)
+    x, w = arrays(2, (side, side), channels, 6, 3)
+    wanted = (0,) if padding and channels % 2 == 0 else (0, 1)
+
+    def penalty(convolution: Convolution) -> Convolution:
+        gradient = mx.grad(lambda x, w: mx.tanh(convolution(x, w) / 8).sum(), argnums=wanted)
+        return lambda x, w: sum((a * mx.sin(a)).sum() for a in gradient(x, w))
+
+    found, expected = (mx.grad(penalty(c(1, padding)), argnums=(0, 1))(x, w) for c in (ours, theirs))
+    for a, b in zip(found, expected, strict=True):
+        close(a, b, 1e-5)
 
 
 @pytest.mark.parametrize("pieces", [1, 3, 5])

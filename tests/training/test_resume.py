@@ -133,6 +133,23 @@ def test_callbacks_schedule_and_loss_scale_survive(tmp_path, suffix):
     assert unbroken._training_step.loss_scale == trainer._training_step.loss_scale
 
 
+def test_a_run_with_winograds_algorithm_is_resumed(tmp_path, compiled):
+    """Which the first batch of an epoch is large enough for, and the last one is not."""
+    spec = ModelBuilder((8, 32, 8, 8)).add_conv2d(32, 3, 1, 1).add_relu().add_dropout(0.1).add_conv2d(32, 3)
+    spec = spec.add_global_avg_pool2d().add_dense(3).compile()
+    rng = np.random.default_rng(0)
+    data = rng.standard_normal((21, 32, 8, 8)).astype(np.float32), rng.integers(0, 3, 21)
+    settings = TrainerConfig(seed=0, batch_size=16)
+    unbroken = ModelTrainer(spec, settings)
+    unbroken.fit(data, 3)
+    trainer = ModelTrainer(spec, settings)
+    trainer.fit(data, 1)
+    trainer.save(tmp_path / "a.safetensors")
+    resumed = ModelTrainer.resume(tmp_path / "a.safetensors")
+    resumed.fit(data, 2)
+    assert_same(unbroken, resumed)
+
+
 def test_a_finished_run_goes_on_with_the_next_epoch(tmp_path):
     trainer = ModelTrainer(mlp(), config())
     trainer.fit(blobs(32), 5)
