@@ -54,9 +54,7 @@ class Conv2D(Layer):
 
     def numbers_per_row(self, x: Shape) -> int:
         _, outputs, height, width = self.output_shape(x)
-        columns = (
-            x[1] * self.kernel_size**2 if self.kernel_size > 1 else 0
-        )  # every window as a row; tiles are about as many
+        columns = x[1] * self.kernel_size**2 if self.kernel_size > 1 else 0  # windows as rows; tiles hold about as much
         return height * width * (outputs + columns)
 
     def operations_per_row(self, x: Shape) -> int:
