@@ -37,6 +37,12 @@ test-interop: .venv/interop-installed  ## tests and examples judged by PyTorch a
 	$(BIN)/python -m pytest tests -m interop
 	cd "$$(mktemp -d)" && "$(CURDIR)/$(BIN)/python" "$(CURDIR)/examples/interop/pytorch_round_trip.py"
 
+test-lowest: .venv/dev-installed  ## all tests with the lowest versions that pyproject.toml allows (Python 3.11)
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(BIN)/python tests/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pytest tests -m 'not interop'
+
 lint: .venv/dev-installed  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,6 +66,6 @@ bench: .venv/dev-installed  ## measure; writes benchmarks/results.md
 check: lint type test examples notebooks  ## all of it
 
 clean:  ## remove .venv, caches and outputs
-	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .PHONY: help demo install test test-interop lint format type examples notebooks bench check clean

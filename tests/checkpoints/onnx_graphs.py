@@ -11,6 +11,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from gometal_mlx.checkpoints import Checkpoint
+from gometal_mlx.checkpoints.onnx.writer import NEWEST_OPSET, OLDEST_OPSET
 from gometal_mlx.layers import Model
 
 CLOSE = 1e-5  # of the largest output: float32 sums in another order differ by about 1e-6, and there are several layers
@@ -73,6 +74,17 @@ class Graph:
         return proto
 
 
+def runs(opset: int) -> bool:
+    """Whether onnxruntime knows the opset, which may be newer than it is."""
+    proto = Graph("Relu x > y", {}, (3,), opset=opset).proto()
+    proto.ir_version = helper.find_min_ir_version_for(proto.opset_import)
+    try:
+        run_onnx(proto, normal(1, 3))
+    except Exception:  # onnxruntime's own exception types have no common base but Exception
+        return False
+    return True
+
+
 def run_onnx(source: onnx.ModelProto | Path, x: np.ndarray, output: str | None = None) -> np.ndarray:
     data = str(source) if isinstance(source, Path) else source.SerializeToString()
     options = onnxruntime.SessionOptions()
@@ -88,3 +100,6 @@ def run_model(c: Checkpoint, x: np.ndarray) -> np.ndarray:
 def assert_close(a: np.ndarray, b: np.ndarray) -> None:
     assert a.shape == b.shape
     assert np.abs(a - b).max() <= CLOSE * np.abs(b).max()
+
+
+NEWEST_RUN = next(v for v in range(NEWEST_OPSET, OLDEST_OPSET, -1) if runs(v))  # of those that are written and read

@@ -33,6 +33,7 @@ from checkpoint_samples import (
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import NEWEST_RUN
 
 from gometal_mlx import errors
 from gometal_mlx.checkpoints import Checkpoint, CheckpointMetadata, load, save
@@ -144,7 +145,7 @@ def test_an_import_is_described() -> None:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-@pytest.mark.parametrize("opset", range(OLDEST_OPSET, NEWEST_OPSET + 1))
+@pytest.mark.parametrize("opset", range(OLDEST_OPSET, NEWEST_RUN + 1))
 def test_every_opset_is_run_by_onnxruntime_with_the_models_results(opset: int, path: Path) -> None:
     c = full_checkpoint()
     report = save(c, path, opset=opset)
@@ -159,7 +160,10 @@ def test_every_opset_is_run_by_onnxruntime_with_the_models_results(opset: int, p
 
 
 def test_the_range_of_opsets_reaches_from_13_to_the_newest() -> None:
-    assert (13, onnx.defs.onnx_opset_version()) == (OLDEST_OPSET, NEWEST_OPSET)
+    """onnx knows one that is under development, too; onnxruntime may be older than either."""
+    assert OLDEST_OPSET == 13
+    assert onnx.defs.onnx_opset_version() - NEWEST_OPSET in (0, 1)
+    assert 26 <= NEWEST_RUN <= NEWEST_OPSET
 
 
 @pytest.mark.parametrize("opset", [12, NEWEST_OPSET + 1, 0, -1])

@@ -13,7 +13,20 @@ from contracts import randomise
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import CLOSE, DOUBLE, FLOAT, HALF, INT64, Graph, assert_close, ints, normal, run_model, run_onnx
+from onnx_graphs import (
+    CLOSE,
+    DOUBLE,
+    FLOAT,
+    HALF,
+    INT64,
+    NEWEST_RUN,
+    Graph,
+    assert_close,
+    ints,
+    normal,
+    run_model,
+    run_onnx,
+)
 
 from gometal_mlx.checkpoints import Checkpoint, extract_weights, load, save
 from gometal_mlx.checkpoints.onnx import load as load_onnx
@@ -423,7 +436,7 @@ OPS: dict[str, tuple[Graph, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("opset", range(OLDEST_READ, NEWEST_OPSET + 1))
+@pytest.mark.parametrize("opset", range(OLDEST_READ, NEWEST_RUN + 1))
 @pytest.mark.parametrize("name", OPS)
 def test_every_operator_in_every_opset(name: str, opset: int, path: Path) -> None:
     g, layers = OPS[name]
@@ -449,7 +462,7 @@ def test_clip_with_attributes(opset: int, path: Path) -> None:
     assert_imported(Graph("Clip x > y", {}, (3,), {"y": {"min": 0.0}}, opset), "ReLU", path)
 
 
-@pytest.mark.parametrize("opset", [11, 13, NEWEST_OPSET])
+@pytest.mark.parametrize("opset", [11, 13, NEWEST_RUN])
 def test_clip_with_inputs(opset: int, path: Path) -> None:
     limits = {"a": np.float32(0), "b": np.float32(6)}
     assert_imported(Graph("Clip x a b > y", limits, (3,), opset=opset), "ReLU6", path)
@@ -485,7 +498,7 @@ def test_another_clip_is_refused(name: str, path: Path) -> None:
     one_line(e.value, str(path), "'n_y' (Clip)")
 
 
-@pytest.mark.parametrize("opset", [7, 11, 13, 17, 18, NEWEST_OPSET])
+@pytest.mark.parametrize("opset", [7, 11, 13, 17, 18, NEWEST_RUN])
 @pytest.mark.parametrize("axes", [(2, 3), (-1, -2), (3, -2)])
 def test_a_mean_over_the_image(axes: tuple[int, int], opset: int, path: Path) -> None:
     if opset < 11 and min(axes) < 0:  # onnx allows them from opset 11 on
@@ -967,7 +980,7 @@ def same_settings(a: Layer, b: Layer) -> bool:
 
 
 @bounded(250)
-@given(stacks(), st.integers(13, NEWEST_OPSET))
+@given(stacks(), st.integers(13, NEWEST_RUN))
 def test_a_random_stack_survives_its_graph(folder: Path, model: Model, opset: int) -> None:
     path = folder / "stack.onnx"
     save(Checkpoint(model.spec, extract_weights(model)), path, opset=opset)

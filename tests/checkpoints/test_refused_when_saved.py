@@ -201,7 +201,7 @@ def test_weights_beside_a_graph_stay_with_the_target_of_a_link(tmp_path: Path) -
 
 
 def test_a_path_with_a_null_and_a_state_of_128_bits(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be read: embedded null byte"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*embedded null"):
         load("a\0b.json")
     state = np.random.default_rng(3).bit_generator.state
     checkpoint = full_checkpoint()

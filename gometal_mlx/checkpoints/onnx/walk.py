@@ -353,7 +353,7 @@ class Walk:
         """An attribute that no layer looked at must have its schema's default, or the import would be wrong."""
         problems = []
         for node in nodes:
-            schema = onnx.defs.get_schema(node.op, min(self.graph.opset, onnx.defs.onnx_opset_version()))
+            schema = onnx.defs.get_schema(node.op, self.graph.opset)
             for name in node.attributes.keys() - node.read:
                 known = schema.attributes.get(name)
                 default = (

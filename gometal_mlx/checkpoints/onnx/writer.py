@@ -34,7 +34,8 @@ from .wire import Export, data
 PRODUCER = "gometal_mlx"  # never go-metal's own name, which tells readers that MatMul weights are transposed
 METADATA_KEY, OPTIONS_KEY = "gometal_mlx", "gometal_mlx_export"
 OPSET, IR_VERSION = 17, 8
-OLDEST_OPSET, NEWEST_OPSET = 13, onnx.defs.onnx_opset_version()
+OLDEST_OPSET = 13
+NEWEST_OPSET: int = max(v for domain, v in helper.OP_SET_ID_VERSION_MAP if domain == "ai.onnx")  # that is released
 MAX_PROTO_BYTES = 2**31 - 2**24  # protobuf's own limit, with room for the rest
 
 
