@@ -29,7 +29,8 @@ DEFAULT_PATTERN = "checkpoint_epoch_%d_step_%d"  # go-metal's
 LOCK = ".lock"
 MANIFEST_VERSION = 2  # 1 had SHA-256
 ANY = "*"  # for reading: the pattern by which every checkpoint counts
-KINDS = ("periodic", "best", "rescue")
+STEMS = {"best": "best_checkpoint", "rescue": "rescue_checkpoint"}  # what names begin with that follow no pattern
+KINDS = ("periodic", *STEMS)
 _LEFTOVER = re.compile(r"\.+(.+?)(?:\.new|(?:\.new)?\.[0-9a-f]{12}\.tmp)")
 
 
@@ -255,7 +256,7 @@ class CheckpointFolder:
             return None
         if re.fullmatch(re.escape(self.pattern).replace("%d", r"\d+"), stem):
             return "periodic"
-        known = next((k for k in ("best", "rescue") if stem.startswith(f"{k}_checkpoint")), None)
+        known = next((k for k, start in STEMS.items() if stem.startswith(start)), None)
         return known or ("periodic" if self.pattern == ANY and not stem.startswith(".") else None)
 
 

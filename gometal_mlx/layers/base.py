@@ -90,6 +90,9 @@ class Match(Protocol):
     def attr(self, node: int, name: str, default: Any) -> Any:
         """The attribute's value; whatever no layer reads must have its default, or the import is refused."""
 
+    def axis(self, node: int, axis: int) -> int:
+        """Which axis of ``input_shape`` the file's axis is; the file may have turned its data, to NHWC."""
+
     def only(self, node: int, name: str, value: float) -> None:
         """Refuse the attribute unless it is (or holds only) this value, its default; one message names all of them."""
 

@@ -50,4 +50,4 @@ class LogSoftmax(Activation):
         axis, rank = m.attr(0, "axis", -1 if m.opset >= 13 else 1), len(m.input_shape)
         if m.opset < 13 and axis % rank != rank - 1:
             raise m.refuse(0, f"before opset 13, axis = {axis} of rank {rank} flattens the input first")
-        return cls(name=m.name, axis=axis), {}
+        return cls(name=m.name, axis=m.axis(0, axis)), {}

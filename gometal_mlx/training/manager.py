@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 from .._types import is_int, is_number
 from ..checkpoints import Checkpoint, CheckpointFormat, load
 from ..checkpoints.checksum import checksum
-from ..checkpoints.folder import DEFAULT_PATTERN, CheckpointFolder, Entry
+from ..checkpoints.folder import DEFAULT_PATTERN, STEMS, CheckpointFolder, Entry
 from ..checkpoints.formats import FORMATS, Format, is_export, refuse_export
 from ..errors import CheckpointError, GoMetalError, SpecError, shown
 from .callbacks import Callback, Event, monitored, usual_mode
@@ -266,7 +266,7 @@ class CheckpointManager(Callback):
         if not self.config.save_on_interrupt or self.config.file_format.export:
             return
         reason = f"{type(event.error).__name__}: {event.error}" if event.error else "interrupted"
-        name = "rescue_checkpoint"
+        name = STEMS["rescue"]
         self._try(
             self._save, name, "rescue", self.trainer.epoch, self.trainer.step, f"Saved when fit ended: {reason}", {}
         )
@@ -295,7 +295,7 @@ class CheckpointManager(Callback):
         full = len(kept) >= self.config.keep_best and not self.config.best_by_either
         if full and self._badness(candidate) >= self._badness(kept[self.config.keep_best - 1]):
             return False
-        name = "best_checkpoint" if self.config.keep_best == 1 else f"best_checkpoint_epoch_{epoch}_step_{step}"
+        name = STEMS["best"] if self.config.keep_best == 1 else f"{STEMS['best']}_epoch_{epoch}_step_{step}"
         told = ", ".join(f"{k} {v:.6g}" for k, v in metrics.items() if isinstance(v, float) and k != "learning_rate")
         self._save(name, "best", epoch, step, f"Best checkpoint - {told}", metrics, value)
         if self.config.best_by_either:

@@ -150,6 +150,9 @@ NHWC: dict[str, tuple[Graph, str]] = {
         "| MatMul e w > y", {"w": normal(30, 2)}, (2, 5, 3), {"a": IN, "c": OUT}), "ReLU Dropout Dense"),
     "Softmax over the last axis": (Graph("Transpose x > a | Relu a > b | Transpose b > c | Softmax c > d | "
         "Transpose d > y", {}, (2, 5, 3), {"a": IN, "c": OUT, "y": IN}), "ReLU Softmax"),
+    "Softmax over the last axis before opset 13": (Graph("Transpose x > a | Relu a > b | Transpose b > c | "
+        "Softmax c > d | Transpose d > y", {}, (2, 5, 3), {"a": IN, "c": OUT, "d": {"axis": 3}, "y": IN}, 11),
+        "ReLU Softmax"),
     "LogSoftmax over the last axis": (Graph("Transpose x > a | Relu a > b | Transpose b > c | LogSoftmax c > d | "
         "Transpose d > y", {}, (2, 5, 3), {"a": IN, "c": OUT, "d": {"axis": 3}, "y": IN}), "ReLU LogSoftmax"),
     "bias of the last axis": (Graph("Transpose x > a | Conv a k > b | Transpose b > c | Add c m > d | Transpose d > y",

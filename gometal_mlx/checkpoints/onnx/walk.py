@@ -81,15 +81,15 @@ class _Match:
 
     def attr(self, node: int, name: str, default: Any) -> Any:
         self.nodes[node].read.add(name)
-        value = self.nodes[node].attributes.get(name, default)
+        return self.nodes[node].attributes.get(name, default)
+
+    def axis(self, node: int, axis: int) -> int:
         layout = self.place.layout
-        if name == "axis" and self.nodes[node].op in ("Softmax", "LogSoftmax") and layout != tuple(range(len(layout))):
-            if self.opset < 13:
-                raise self.refuse(node, f"before opset 13, on data that the file has turned to layout {layout}")
-            if not -len(layout) <= value < len(layout):
-                raise self.refuse(node, f"axis {value} is outside the input of rank {len(layout)}")
-            return layout[value]
-        return value
+        if layout == tuple(range(len(layout))):
+            return axis
+        if not -len(layout) <= axis < len(layout):
+            raise self.refuse(node, f"axis {axis} is outside the input of rank {len(layout)}")
+        return layout[axis]
 
     def consts(self, node: int) -> list[FloatArray]:
         found = [self.graph.constants[i] for i in self.nodes[node].inputs if i in self.graph.constants]
