@@ -5,7 +5,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
@@ -42,6 +42,9 @@ test-lowest: .venv/dev-installed  ## all tests with the lowest versions that pyp
 	$(BIN)/python tests/lowest.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pytest tests -m 'not interop'
+
+test-gpu-paths: .venv/dev-installed  ## the tests again, with what a GPU would be given computed by the CPU
+	PYTHONPATH=tests $(BIN)/python -m pytest -p as_on_a_gpu tests/layers tests/training tests/inference tests/checkpoints -m 'not interop'
 
 lint: .venv/dev-installed  ## ruff: rules and format
 	$(BIN)/ruff check .

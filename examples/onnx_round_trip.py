@@ -1,7 +1,11 @@
 """From go-metal's JSON through ONNX and back: what ONNX carries, what the graph decides, what stays behind."""
 
+import os
+
 import numpy as np
 import onnx
+
+os.environ["MLX_ENABLE_TF32"] = "0"  # all digits of a product, on the newest GPUs, too
 
 import gometal_mlx as gm
 from gometal_mlx.data import load_digits

@@ -57,6 +57,8 @@ def evaluated(call: Callable[[], T], undo: Callable[[], object] = lambda: None, 
             return call()
     except RuntimeError as e:
         undo()
+        if mx.default_device().type != mx.cpu:
+            raise  # a GPU has kernels without a compiler: it was something else, its memory perhaps
         with _falling_back:
             if not compiling():
                 if len(_given_up) == before:

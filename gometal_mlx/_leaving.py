@@ -30,8 +30,8 @@ def remember_thread() -> None:
         return
     if not _computed:
         atexit.register(_wait)
-    if len(_computed) >= MANY and os.path.isdir(TASKS):  # a server may have one for each request
-        _computed.intersection_update(map(int, os.listdir(TASKS)))
+    if len(_computed) >= MANY:  # a server may have one for each request
+        _computed.intersection_update(map(int, os.listdir(TASKS)) if os.path.isdir(TASKS) else ())
     _computed.add(threading.get_native_id())
 
 

@@ -1,9 +1,12 @@
 """Shared fixtures: steps run uncompiled unless a test asks for ``compiled`` (a cold compile on Linux takes seconds)."""
 
 import functools
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # an M5's GPU would multiply with 11 bits; read once, at first use
 
 import gometal_mlx  # noqa: F401  # isort: skip  (before mlx, whose BLAS it chooses)
 import mlx.core as mx

@@ -1,11 +1,14 @@
 """PyTorch to gometal_mlx and back: trained there, trained on here, exported again. Needs `pip install torch`."""
 
+import os
 import warnings
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import nn
+
+os.environ["MLX_ENABLE_TF32"] = "0"  # all digits of a product, on the newest GPUs, too
 
 import gometal_mlx as gm
 from gometal_mlx.data import load_digits

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +47,10 @@ def replacing(path: Path) -> Iterator[Path]:
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
+        if sys.platform == "darwin":  # where fsync leaves it to the drive when, and in what order, to write
+            with contextlib.suppress(OSError):  # a file system without it
+                fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+                return
         os.fsync(handle)
     finally:
         os.close(handle)

@@ -10,7 +10,7 @@ from ..checkpoints import Checkpoint, extract_weights
 from ..errors import GoMetalError, UnsupportedError, one_line
 from ..layers import Model
 from ..training.losses import Loss
-from ..training.pieces import PREDICT_ROWS
+from ..training.pieces import HELD_NUMBERS, piece_rows
 
 WHERE = "engine='onnxruntime'"
 
@@ -41,12 +41,12 @@ class OnnxRuntime:
         verify.compare(graph, model, where=WHERE).raise_if_different(WHERE)
         self._session = verify.session(graph, WHERE, threads() or 0)
         self._input = self._session.get_inputs()[0].name
-        self._rows = PREDICT_ROWS if model.spec.rows_apart(training=False) else None
+        self._rows = piece_rows(model.spec, HELD_NUMBERS)
 
     def __call__(self, x: FloatArray) -> FloatArray:
-        rows = self._rows or len(x)
+        starts = range(0, len(x), self._rows)
         try:
-            found = [self._session.run(None, {self._input: x[i : i + rows]})[0] for i in range(0, len(x), rows)]
+            found = [self._session.run(None, {self._input: x[i : i + self._rows]})[0] for i in starts]
         except Exception as e:  # its own exception types have no common base but Exception
             raise GoMetalError(f"{WHERE} fails on a batch of {len(x)}: {one_line(e)}") from e
         y: FloatArray = found[0] if len(found) == 1 else np.concatenate(found)

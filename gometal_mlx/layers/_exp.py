@@ -33,10 +33,9 @@ def tanh(x: mx.array) -> mx.array:
 
 def elu(x: mx.array, alpha: float) -> mx.array:
     """``x`` for x > 0, ``alpha * (exp(x) - 1)`` otherwise."""
-    if not on_cpu():
-        return mx.maximum(x, 0) + alpha * mx.expm1(mx.minimum(x, 0))
+    expm1 = _expm1 if on_cpu() else mx.expm1
     # x < 0 here and x > 0 below: one comparison would be stored for both, and truth values and numbers make slow loops
-    custom = mx.custom_function(lambda x: mx.where(x < 0, alpha * _expm1(x), x))
+    custom = mx.custom_function(lambda x: mx.where(x < 0, alpha * expm1(x), x))
     custom.vjp(lambda x, g, y: mx.where(x > 0, g, g * (y + alpha)))
     return _in_float32(cast(Function, custom), x)
 

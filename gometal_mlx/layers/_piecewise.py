@@ -1,11 +1,9 @@
-"""Activations of linear pieces, with a gradient chosen per device."""
+"""Activations of linear pieces, with a gradient of their own in training."""
 
 from collections.abc import Callable
 from typing import cast
 
 import mlx.core as mx
-
-from ._device import on_cpu
 
 
 def piecewise(
@@ -15,14 +13,14 @@ def piecewise(
     *,
     training: bool,
 ) -> mx.array:
-    """``function(x)``, whose pieces are linear; in training on a CPU with a gradient that chooses between slopes.
+    """``function(x)``, whose pieces are linear; in training with a gradient that chooses between slopes.
 
     MLX's own multiplies by a comparison's result, for which g++ finds no vector instructions: twice as slow.
 
     Args:
         gradient: from x, the gradient of the function's value, and that value.
     """
-    if not (training and on_cpu()):  # a custom function holds on to x, and nothing could be written into it
+    if not training:  # a custom function holds on to x, and nothing could be written into it
         return function(x)
     chosen = mx.custom_function(function)
     chosen.vjp(gradient)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from .._types import FloatArray, Params
@@ -35,12 +34,13 @@ class AvgPool2D(Pool2D):
     count_include_pad: bool = True
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        y: mx.array = nn.AvgPool2d(*self.window)(x.astype(mx.float32)).astype(x.dtype)  # float16 ends at 65,504
+        size, stride, _ = self.window
+        full = x.astype(mx.float32)  # float16 ends at 65,504
+        y = self.side_by_side(full, mx.sum, 0) if stride == size else self.one_by_one(full, mx.add, 0)
         if self.count_include_pad or not self.padding:
-            return y
-        inside = [self._inside(size, count) for size, count in zip(x.shape[1:3], y.shape[1:3], strict=True)]
-        counts = np.outer(*inside).astype(np.float32)[None, :, :, None]
-        return y * mx.array(self.pool_size**2 / counts).astype(x.dtype)
+            return (y * (1 / size**2)).astype(x.dtype)
+        inside = [self._inside(d, count) for d, count in zip(x.shape[1:3], y.shape[1:3], strict=True)]
+        return (y * mx.array(1 / np.outer(*inside)[None, :, :, None])).astype(x.dtype)
 
     def _inside(self, size: int, windows: int) -> FloatArray:
         """How many rows of each window along one axis lie inside the image."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .._types import FloatArray, Params
-from ._device import on_cpu
 from ._pool import Pool2D
 from .base import GraphWriter, Match
 
@@ -36,11 +33,10 @@ class MaxPool2D(Pool2D):
     go_metal_limit = "go-metal has the number of this layer, but cannot run it"
 
     def forward(self, p: Params, x: mx.array, *, training: bool, key: mx.array | None) -> mx.array:
-        size, stride, padding = self.window
-        if on_cpu() and stride != size:
-            return _overlapping(x, size, stride, padding)
-        y: mx.array = nn.MaxPool2d(size, stride, padding)(x)
-        return y
+        size, stride, _ = self.window
+        if stride == size:
+            return self.side_by_side(x, mx.max, -math.inf)
+        return self.one_by_one(x, mx.maximum, -math.inf)
 
     def to_onnx(self, g: GraphWriter, x: str) -> str:
         return g.node("MaxPool", x, **self.onnx_window())
@@ -48,16 +44,3 @@ class MaxPool2D(Pool2D):
     @classmethod
     def from_onnx(cls, m: Match) -> tuple[Self, dict[str, FloatArray]] | None:
         return cls(name=m.name, **cls.matched_window(m)), {}
-
-
-def _overlapping(x: mx.array, size: int, stride: int, padding: int) -> mx.array:
-    """The pool along the lines, then along the columns: MLX gathers windows, and its CPU scatters gradients slowly."""
-    if padding:
-        sides = (padding, padding)
-        x = mx.pad(x, [(0, 0), sides, sides, (0, 0)], constant_values=mx.array(-math.inf, x.dtype))
-    for axis in (1, 2):
-        last = (x.shape[axis] - size) // stride * stride
-        before = (slice(None),) * axis
-        shifted = (x[(*before, slice(i, i + last + 1, stride))] for i in range(size))
-        x = functools.reduce(mx.maximum, shifted)
-    return x

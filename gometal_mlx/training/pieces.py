@@ -23,6 +23,7 @@ from ..layers._product import ROWS as FEW_ROWS
 
 PREDICT_ROWS = 1024
 CACHED_NUMBERS = 2**19  # 2 MB: what is made of it, columns of a convolution too, then stays in a processor's cache
+HELD_NUMBERS = 2**26  # 256 MB: what is worth holding at once where no cache is to be spared
 SHARED = 2**20  # multiplications of more than a few rows that BLAS shares among its threads, which keeps them awake
 LANE_NUMBERS = 2**19  # that a lane writes: fewer do not repay waking a processor
 
@@ -39,7 +40,7 @@ class InPieces:
         inputs = [prepared.model.state, prepared.arrays]
         self._function = mx.compile(lambda x: function(x, prepared.arrays), inputs=inputs)
         self._prepared = prepared
-        self._rows = piece_rows(prepared.model.spec)
+        self._rows = piece_rows(prepared.model.spec, CACHED_NUMBERS if on_cpu() else HELD_NUMBERS)
         self._operations = max(s.layer().operations_per_row(s.input_shape) for s in prepared.model.spec.layers)
         self._tried: set[Shape] = set()  # for which there are kernels
 
@@ -78,11 +79,12 @@ class InPieces:
 
         def run(lanes: Lanes) -> list[FloatArray]:
             # A lane gets its next piece when it is through with one, and waits for no other. More than one at a time
-            # would take more memory than stays in the cache.
+            # would take more memory than stays in the cache. A GPU has one to go on with while another is fetched.
+            ahead = len(lanes) if on_cpu() else 2
             found: list[FloatArray] = []
             begun: list[mx.array] = []
             for lane, piece in zip(cycle(lanes), pieces, strict=False):
-                if len(begun) == len(lanes):
+                if len(begun) == ahead:
                     found.append(np.array(begun.pop(0), np.float32))
                 with mx.stream(lane):
                     begun.append(self._function(mx.array(piece)))
@@ -93,15 +95,15 @@ class InPieces:
             return np.concatenate(run(lanes))
 
 
-def piece_rows(spec: ModelSpec) -> int:
-    """How many rows to predict at a time: on a CPU so few that the widest layer's output stays in its cache.
+def piece_rows(spec: ModelSpec, numbers: int) -> int:
+    """How many rows to predict at a time: so few that the widest layer's output has at most so many numbers.
 
     All of them where rows depend on each other, as under a softmax along the batch.
     """
     if not spec.rows_apart(training=False):
         return sys.maxsize
     widest = max(math.prod(s.output_shape[1:]) for s in spec.layers)
-    return max(16, min(PREDICT_ROWS, CACHED_NUMBERS // widest)) if on_cpu() else PREDICT_ROWS
+    return max(16, min(PREDICT_ROWS, numbers // widest))
 
 
 def lane_rows(spec: ModelSpec) -> float:

@@ -1,11 +1,14 @@
 """Files appear whole or not at all."""
 
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkpoint_samples import files, one_line
 
+from gometal_mlx.checkpoints import atomic
 from gometal_mlx.checkpoints.atomic import replacing
 from gometal_mlx.errors import CheckpointError
 
@@ -138,8 +141,29 @@ def test_two_writers_at_once_use_two_temporary_files(tmp_path: Path) -> None:
 
 def test_the_content_is_flushed_to_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
+    monkeypatch.setattr(sys, "platform", "linux")
     flush, rename = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (done.append("flush"), flush(handle))[1])
     monkeypatch.setattr(Path, "replace", lambda self, to: (done.append("rename"), rename(self, to))[1])
     write(tmp_path / "f", "new")
     assert done[:2] == ["flush", "rename"]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_mac_is_told_to_flush_its_drive(refuses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fsync hands the data to the drive, which may write it later and in another order."""
+    done: list[str] = []
+
+    def full(handle: int, command: int) -> None:
+        assert command == 51
+        done.append("full")
+        if refuses:
+            raise OSError("not supported")
+
+    flush = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("fsync"), flush(handle))[1])
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(atomic, "fcntl", SimpleNamespace(fcntl=full, F_FULLFSYNC=51))
+    write(tmp_path / "f", "new")
+    assert done == (["full", "fsync"] if refuses else ["full"]) * 2  # the file's, the folder's
+    assert files(tmp_path) == {"f": b"new"}

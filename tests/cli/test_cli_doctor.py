@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
 import gometal_mlx as gm
@@ -90,3 +92,25 @@ def test_wrong_results_are_broken(run: Any, monkeypatch: pytest.MonkeyPatch) -> 
     result = run("doctor")
     assert result.code == 1
     assert "wrong results" in result.err
+
+
+def test_a_gpu_with_half_the_digits_is_told_of(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor.mx.array
+
+    def rounded(a: np.ndarray) -> mx.array:  # to 11 bits
+        c = a * np.float32(2**13 + 1)
+        return real(c - (c - a))
+
+    assert "TF32" not in run("doctor").out
+    monkeypatch.setattr(doctor.mx, "array", rounded)
+    result = run("doctor")
+    assert result.code == 0
+    assert "float32    products with 11 of 24 bits (TF32); MLX_ENABLE_TF32=0 takes all\n" in result.out
+
+
+@pytest.mark.parametrize(("machine", "told"), [("x86_64", True), ("arm64", False)])
+def test_denormal_numbers_are_slow_on_x86_alone(
+    machine: str, told: bool, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.platform, "machine", lambda: machine)
+    assert ("denormal numbers" in run("doctor").out) == told

@@ -1,16 +1,13 @@
-"""The CPU's own exponential functions against float64, and the overlapping pool against MLX's."""
+"""The CPU's own exponential functions against float64."""
 
 from collections.abc import Callable, Iterator
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from gometal_mlx._compile import compiling
-from gometal_mlx.layers import _exp, max_pool2d
+from gometal_mlx.layers import _exp
 
 # of MLX's exponential, which multiplies x by log2(e) in 24 bits
 ERROR = 1e-6  # where |x| < 20
@@ -50,8 +47,10 @@ def test_six_digits(name: str) -> None:
         np.testing.assert_allclose(np.array(ours(mx.array(x)), np.float64), expected, rtol=error, atol=1e-37)
 
 
+@pytest.mark.parametrize("cpu", [True, False])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_slope(name: str) -> None:
+def test_slope(name: str, cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_exp, "on_cpu", lambda: cpu)
     x = points()
     x = x[x < 20]
     found = np.array(mx.grad(lambda v: FUNCTIONS[name][0](v).sum())(mx.array(x)), np.float64)
@@ -176,39 +175,3 @@ def test_along_an_axis_limits_and_half_precision(name: str) -> None:
     half = half.at[0, 0].add(mx.nan)
     assert mx.isnan(ours(half, 1)[0]).any()
     assert not mx.isnan(ours(half, 1)[1]).any()
-
-
-@given(
-    n=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9), size=st.integers(1, 4),
-    stride=st.integers(1, 5), padding=st.integers(0, 2),
-)  # fmt: skip
-@example(n=2, height=8, width=9, size=3, stride=2, padding=1)
-@settings(deadline=None)  # no deadline: the machine is shared
-def test_overlapping_pool_is_that_of_mx(n: int, height: int, width: int, size: int, stride: int, padding: int) -> None:
-    padding = min(padding, size // 2)
-    size = min(size, height + 2 * padding, width + 2 * padding)
-    padding = min(padding, size // 2)
-    rng = np.random.default_rng(0)
-    numbers = rng.permutation(n * height * width * 2)  # no ties: each formulation may choose another of equal numbers
-    x = mx.array((numbers - numbers.size // 2).reshape(n, height, width, 2).astype(np.float32))
-
-    def ours(x: mx.array) -> mx.array:
-        return max_pool2d._overlapping(x, size, stride, padding)
-
-    theirs = nn.MaxPool2d(size, stride, padding)
-    assert mx.array_equal(ours(x), theirs(x))
-    mask = mx.array(rng.integers(-9, 9, ours(x).shape))
-    gradients = [mx.grad(lambda x, f=f: (f(x) * mask).sum())(x) for f in (ours, theirs)]
-    assert mx.array_equal(*gradients)
-
-
-@pytest.mark.parametrize("stride", [1, 2, 3])
-def test_pool_is_chosen_per_device(monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
-    layer, x = max_pool2d.MaxPool2D(name="p", pool_size=3, stride=stride, padding=1), mx.ones((2, 9, 9, 2))
-    used = []
-    original = max_pool2d._overlapping
-    monkeypatch.setattr(max_pool2d, "_overlapping", lambda *a: used.append(a) or original(*a))
-    for cpu in (True, False):
-        monkeypatch.setattr(max_pool2d, "on_cpu", lambda cpu=cpu: cpu)
-        layer.forward({}, x, training=True, key=None)
-    assert len(used) == (stride != 3)

@@ -1,6 +1,6 @@
 """Weights laid out for evaluation: the same answers, and never those of other weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +14,12 @@ from gometal_mlx.training import pieces
 
 # sums of up to 100 products in another order, through a softmax
 TOLERANCE = 2e-6
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu() -> Iterator[None]:
+    with mx.stream(mx.cpu):
+        yield
 
 
 def images() -> ModelTrainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,12 @@ from gometal_mlx._compile import compiling
 from gometal_mlx.errors import SpecError, TrainingError
 from gometal_mlx.layers import ModelBuilder, ModelSpec
 from gometal_mlx.training import ModelTrainer, OptimizerType, TrainerConfig, pieces, step
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu() -> Iterator[None]:
+    with mx.stream(mx.cpu):
+        yield
 
 
 @pytest.fixture(params=[2, 3])
