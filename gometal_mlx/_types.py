@@ -49,7 +49,7 @@ def floats(values: npt.ArrayLike) -> FloatArray:
         ValueError for what it cannot convert.
     """
     if type(values) is np.ndarray and values.dtype == np.float32 and values.flags.c_contiguous:
-        return values
+        return values if min(values.strides, default=0) >= 0 else values.copy()  # of an axis of 1 it may be anything
     if isinstance(values, mx.array) and values.dtype == mx.bfloat16:
         values = values.astype(mx.float32)  # numpy has no bfloat16
     found = np.asarray(values)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,3 +103,26 @@ def test_numpys_numbers_become_plain_ones(tmp_path: Any) -> None:
     run.set_epoch(np.int64(1))  # type: ignore[arg-type]
     run.save(tmp_path / "a.json")
     assert gm.load(tmp_path / "a.json").training_state.epoch == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 4, 4), (1, 2, 4, 4), (1, 1, 4, 4)])
+def test_arrays_that_run_backwards_along_an_axis_of_one(shape: tuple[int, ...]) -> None:
+    """numpy calls them contiguous; MLX refuses them."""
+    spec = ModelBuilder(shape).add_conv2d(2, 3, padding=1).add_dense(3).compile()
+    trainer, x = ModelTrainer(spec, TrainerConfig(seed=0)), np.random.default_rng(0).standard_normal(shape)
+    x = x.astype(np.float32)
+    wanted = trainer.predict(x)
+    for flipped in (x[:, ::-1], x[::-1]):
+        again = flipped[:, ::-1] if flipped.strides[1] < 0 else flipped[::-1]
+        assert trainer.predict(flipped).shape == wanted.shape
+        assert np.array_equal(trainer.predict(again), wanted)
+        trainer.predict(x[:, ::-1])
+    assert np.isfinite(trainer.train_batch(x[::-1][:, ::-1], np.zeros(len(x), int)).loss)
+
+
+def test_mypy_knows_every_layer_type(tmp_path: Path) -> None:
+    program = ("from gometal_mlx.layers import LayerType", "kind: LayerType = LayerType.ReLU", "print(int(kind))", "")
+    (tmp_path / "program.py").write_text("\n".join(program))
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "program.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

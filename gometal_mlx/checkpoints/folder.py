@@ -65,7 +65,7 @@ class CheckpointFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], pattern: str) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # whatever the working folder becomes
         self.pattern = pattern
         self._unlock: weakref.finalize[..., CheckpointFolder] | None = (
             None  # closes the lock file, at the latest at exit
@@ -166,10 +166,18 @@ class CheckpointFolder:
             self.entries, self._seen = self._read(), seen
 
     def newest_first(self) -> list[Entry]:
-        """All entries, the latest training step first; of the same step the one written last."""
-        return [
-            e for _, e in sorted(enumerate(self.entries), key=lambda p: (p[1].epoch, p[1].step, p[0]), reverse=True)
-        ]
+        """All entries, the latest training step first; of the same step the one written last.
+
+        Last come those that a rescue has undone: written before it, of later steps. A diverged trainer goes back.
+        """
+        rescued = next(((e.epoch, e.step, i) for i, e in enumerate(self.entries) if e.kind == "rescue"), None)
+
+        def key(place: tuple[int, Entry]) -> tuple[bool, int, int, int]:
+            i, e = place
+            undone = rescued is not None and i < rescued[2] and (e.epoch, e.step) > rescued[:2]
+            return not undone, e.epoch, e.step, i
+
+        return [e for _, e in sorted(enumerate(self.entries), key=key, reverse=True)]
 
     def load_newest(self, entries: Iterable[Entry]) -> tuple[Path, Checkpoint]:
         """The first of the files that is whole; every broken one before it is named in a warning.

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from .._leaving import check_process
 from .._types import FloatArray, Params, Shape, floats, is_int
 from ..errors import CheckpointError, ShapeError, SpecError, shown
 from ._layout import to_internal, to_public
@@ -62,6 +63,7 @@ class Model(nn.Module):
 
     def __init__(self, spec: ModelSpec, seed: int | None = None) -> None:
         super().__init__()
+        check_process()
         if not isinstance(spec, ModelSpec):
             told = f"a compiled ModelSpec is needed, got a {type(spec).__name__}"
             raise SpecError(f"Model: {told}; a ModelBuilder makes one by compile()")

@@ -1,6 +1,9 @@
 """Importing this module imports every layer file, which fills ``base.LAYERS``; an import and a name a layer."""
 
-from enum import IntEnum
+from __future__ import annotations
+
+from enum import EnumMeta, IntEnum
+from typing import TYPE_CHECKING
 
 from .affine import Affine
 from .avg_pool2d import AvgPool2D
@@ -27,9 +30,17 @@ __all__ = [
     "LeakyReLU", "LogSoftmax", "MaxPool2D", "ReLU", "ReLU6", "Sigmoid", "Softmax", "Swish", "Tanh",
 ]  # fmt: skip
 
-# A static enum would be a second list of layers to keep; mypy cannot see through this one.
-LayerType = IntEnum("LayerType", {c.__name__: code for code, c in sorted(LAYERS.items())})  # type: ignore[misc]
-LayerType.__str__ = lambda self: str(self.name)  # type: ignore[method-assign,attr-defined]
+if TYPE_CHECKING:  # a static enum would be a second list of layers to keep; so every name is a member to mypy
+
+    class _Members(EnumMeta):
+        def __getattr__(cls, name: str) -> LayerType: ...
+
+    class LayerType(IntEnum, metaclass=_Members):
+        """The codes of all layers."""
+
+else:
+    LayerType = IntEnum("LayerType", {c.__name__: code for code, c in sorted(LAYERS.items())})
+    LayerType.__str__ = lambda self: self.name
 
 
 def type_name(code: int) -> str:

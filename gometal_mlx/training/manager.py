@@ -118,6 +118,12 @@ def _count(name: str, value: Any) -> int:
     return int(value)
 
 
+def _loss_and_accuracy(metrics: Mapping[str, Any]) -> tuple[float, float]:
+    """Those that are judged: of validation where there was one."""
+    loss, accuracy = (metrics.get(f"val_{k}", metrics.get(k)) for k in ("loss", "accuracy"))
+    return math.nan if loss is None else float(loss), math.nan if accuracy is None else float(accuracy)
+
+
 class CheckpointManager(Callback):
     """Saves a trainer's state; hand it to ``fit(checkpoints=...)`` or call its methods in a loop of your own.
 
@@ -141,7 +147,8 @@ class CheckpointManager(Callback):
         self._worker: ThreadPoolExecutor | None = None  # where files are written with async_save; from the first on
         self._job: Future[None] | None = None
         self._complained = ""  # of what was warned last
-        self._best_loss, self._best_accuracy = math.inf, 0.0  # of go-metal's rule
+        self._best: tuple[float, float] | None = None  # loss and accuracy, of go-metal's rule; None: see the folder
+        self._best_then: tuple[float, float] | None = None  # when what is being written is there
         self._last_step, self._last_time = trainer.step, time.monotonic()
         self._began, self._spent = time.monotonic(), 0.0
 
@@ -177,7 +184,10 @@ class CheckpointManager(Callback):
         for name, value in (("loss", loss), ("accuracy", accuracy)):  # a regression has no accuracy
             if not isinstance(value, Real) and not (value is None and name == "accuracy"):
                 raise SpecError(f"CheckpointManager: {name} must be a number, got {shown(value)}")
-        return self._save_best(_count("epoch", epoch), _count("step", step), {"loss": loss, "accuracy": accuracy})
+        metrics = {"loss": loss, "accuracy": accuracy}
+        if (self.config.monitor or "").removeprefix("val_") in metrics and self.config.monitor not in metrics:
+            metrics = {f"val_{name}": value for name, value in metrics.items()}
+        return self._save_best(_count("epoch", epoch), _count("step", step), metrics)
 
     def load_checkpoint(self, path: str | os.PathLike[str] | None = None, *, strict: bool = False) -> RestoreReport:
         """Restore the trainer from a file; None takes the latest one that is whole.
@@ -214,12 +224,15 @@ class CheckpointManager(Callback):
     def wait(self) -> None:
         """Wait for a file that is being written; raises (or warns of) what went wrong there."""
         job, self._job = self._job, None
+        best, self._best_then = self._best_then, None
         if job is None:
             return
         try:
             job.result()
         except GoMetalError as e:
             self._complain(e)
+        else:
+            self._best = best or self._best
 
     def close(self) -> None:
         """Finish what is being written and let another manager have the folder."""
@@ -282,10 +295,12 @@ class CheckpointManager(Callback):
             return False
         self.wait()  # the best so far may be the one that is being written
         if self.config.best_by_either:
-            loss, accuracy = (float(metrics.get(f"val_{k}", metrics.get(k, math.nan))) for k in ("loss", "accuracy"))
-            if not (loss < self._best_loss or accuracy > self._best_accuracy):
+            if self._best is None:
+                self._best = self._best_there_is()
+            loss, accuracy = _loss_and_accuracy(metrics)
+            if not (loss < self._best[0] or accuracy > self._best[1]):
                 return False
-            value = loss
+            value, best = loss, (min(loss, self._best[0]), max(accuracy, self._best[1]))
         else:
             value = monitored(metrics, self.config.monitor, "CheckpointManager")[1]
         kept = self._best_first()
@@ -299,8 +314,20 @@ class CheckpointManager(Callback):
         told = ", ".join(f"{k} {v:.6g}" for k, v in metrics.items() if isinstance(v, float) and k != "learning_rate")
         self._save(name, "best", epoch, step, f"Best checkpoint - {told}", metrics, value)
         if self.config.best_by_either:
-            self._best_loss, self._best_accuracy = min(loss, self._best_loss), max(accuracy, self._best_accuracy)
+            if self._job is None:
+                self._best = best
+            else:
+                self._best_then = best
         return True
+
+    def _best_there_is(self) -> tuple[float, float]:
+        """The least loss and the greatest accuracy of the best files that can be read."""
+        best = math.inf, 0.0
+        for entry in self._best_first():
+            with contextlib.suppress(GoMetalError):
+                loss, accuracy = _loss_and_accuracy(load(self.folder.path / entry.name).extras.get("metrics", {}))
+                best = min(loss, best[0]), max(accuracy, best[1])
+        return best
 
     def _best_first(self) -> Entries:
         """The best files that nobody has removed by hand."""
@@ -355,7 +382,10 @@ class CheckpointManager(Callback):
         periodic = [e for e in entries if e.kind == "periodic"]
         if self.config.max_checkpoints > 0:
             periodic = periodic[-self.config.max_checkpoints :]
-        best = sorted((e for e in entries if e.kind == "best"), key=self._badness)[: self.config.keep_best]
+        best = [e for e in entries if e.kind == "best"]
+        # go-metal's rule has no order but that of time
+        best = best[::-1] if self.config.best_by_either else sorted(best, key=self._badness)
+        best = best[: self.config.keep_best]
         return [e for e in entries if e.kind == "rescue" or e in periodic or e in best]
 
     def _over_budget(self) -> bool:

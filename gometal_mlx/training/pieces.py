@@ -21,6 +21,7 @@ from ..layers._device import on_cpu
 from ..layers._prepared import Prepared
 from ..layers._product import ROWS as FEW_ROWS
 
+OTHER_THREAD = "another thread trains this model, and MLX's arrays belong to the thread that computes them"
 PREDICT_ROWS = 1024
 CACHED_NUMBERS = 2**19  # 2 MB: what is made of it, columns of a convolution too, then stays in a processor's cache
 HELD_NUMBERS = 2**26  # 256 MB: what is worth holding at once where no cache is to be spared
@@ -57,8 +58,7 @@ class InPieces:
         except RuntimeError as e:
             if "in current thread" not in str(e):
                 raise
-            told = "another thread trains this model, and MLX's arrays belong to the thread that computes them"
-            raise GoMetalError(f"{told}; save a checkpoint there and use a Predictor here") from e
+            raise GoMetalError(f"{OTHER_THREAD}; save a checkpoint there and use a Predictor here") from e
 
     def _in_one_piece(self, x: FloatArray) -> FloatArray:
         if len(x) <= FEW_ROWS or len(x) * self._operations < SHARED:

@@ -89,8 +89,9 @@ class ProgressBar:
 
     def _write(self, text: str) -> None:
         file = self.file or sys.stderr
-        file.write(text)
-        file.flush()
+        if file is not None:  # a process without a terminal may have none
+            file.write(text)
+            file.flush()
 
 
 def _clock(seconds: float) -> str:

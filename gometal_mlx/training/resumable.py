@@ -27,7 +27,7 @@ from ..checkpoints.checkpoint import with_statistics
 from ..checkpoints.folder import ANY, CheckpointFolder
 from ..checkpoints.formats import is_export, refuse_export
 from ..checkpoints.values import check_extras
-from ..errors import CheckpointError, naming, printable, shown
+from ..errors import CheckpointError, TrainingError, naming, printable, shown
 from ..layers import Model
 from ..layers.spec import describe_difference, normalise
 from ..optimizers import Optimizer
@@ -95,6 +95,7 @@ class ResumableTrainer(Trainer):
             copy: False gives read-only views instead of numpy copies. Nothing is copied then, neither now nor later: a
                 step makes new arrays, and the old ones stay for as long as the views.
         """
+        self._check_thread()
         best_loss = f32(self.best_loss) if math.isfinite(self.best_loss) else UNKNOWN_BEST_LOSS
         state = TrainingState(self.epoch, self.step, self.learning_rate, best_loss, f32(self.best_accuracy), self.step)
         run = self._run or self._pending
@@ -152,6 +153,9 @@ class ResumableTrainer(Trainer):
         """
         if not isinstance(checkpoint, Checkpoint):
             raise CheckpointError(f"restore: a Checkpoint is needed, got {shown(checkpoint)}; gm.load reads one")
+        if self._run is not None:  # its files would have these weights under numbers of their own
+            told = "fit is running; restore when it has returned (EarlyStopping ends it and puts the best weights back)"
+            raise TrainingError(f"restore: {told}")
         if different := describe_difference(self.spec, normalise(checkpoint.model_spec, [])):
             raise CheckpointError(f"restore: the checkpoint holds another architecture: {'; '.join(different)}")
         self._training_step.check_frozen()
@@ -189,7 +193,7 @@ class ResumableTrainer(Trainer):
         self._pending, self.info = None, deepcopy(dict(checkpoint.info)) or self.info
         if run is not None:
             self.best_loss, self.best_accuracy, self.history = run.best_loss, run.best_accuracy, History(run.history)
-            self.base_learning_rate = run.base_learning_rate
+            self.base_learning_rate = run.base_learning_rate or self.base_learning_rate  # L-BFGS has none
             if run.run_start is not None:
                 self._pending = Run(run.run_start, None, [], run.data, run.callbacks, run.stopping)
         return report
@@ -221,7 +225,7 @@ class ResumableTrainer(Trainer):
         """Whether the checkpoint had a state for the optimizer; its learning rate is taken over in any case."""
         saved, slots = checkpoint.optimizer_state, self._slots()
         live = False
-        if saved is not None and saved.type != optimizer.json_type:
+        if saved is not None and not reset and saved.type != optimizer.json_type:
             told = f"the optimizer state is of {printable(saved.type)}, the trainer uses {optimizer.json_type}"
             raise CheckpointError(f"restore: {told}")
         if saved is not None and not reset:

@@ -35,6 +35,7 @@ class Run:
     restored_callbacks: list[dict[str, Any]] = field(default_factory=list)
     stopping: bool = False
     resumed: bool = False
+    thread: int = field(default_factory=threading.get_ident)
 
     @classmethod
     def begun(cls, epoch: int, loader: DataLoader, listeners: Sequence[Callback]) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from .config import TrainerConfig
 from .history import History
 from .losses import LOSSES
 from .metrics import MetricAccumulator, resolve_metrics
+from .pieces import OTHER_THREAD
 from .result import TrainingResult
 from .run import Interrupt, Run, interruptible
 from .schedulers import LRScheduler
@@ -84,6 +86,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """Optimizer steps so far."""
+        self._check_thread()
         return self._steps_before + int(number(self.optimizer.step))
 
     @property
@@ -95,6 +98,11 @@ class Trainer:
     def learning_rate(self, value: float) -> None:
         self.optimizer.rate = value
         self.base_learning_rate = self.optimizer.rate
+
+    def _check_thread(self) -> None:
+        """Refuse what another thread asks while ``fit`` runs: two that evaluate the same arrays end the process."""
+        if self._run is not None and self._run.thread != threading.get_ident():
+            raise TrainingError(f"{OTHER_THREAD}; ask in a callback")
 
     def _new_optimizer(self) -> Optimizer:
         return make_optimizer(int(self.config.optimizer_type), self.config.to_dict())

@@ -40,8 +40,10 @@ from gometal_mlx.checkpoints import Checkpoint, CheckpointMetadata, load, save
 from gometal_mlx.checkpoints.onnx import VerifyReport, verify, verify_file, writer
 from gometal_mlx.checkpoints.onnx.writer import NEWEST_OPSET, OLDEST_OPSET
 from gometal_mlx.errors import CheckpointError, GoMetalError, UnsupportedError
-from gometal_mlx.layers import Model, ModelBuilder
+from gometal_mlx.layers import Model, ModelBuilder, Softmax
 from gometal_mlx.layers.spec import describe_difference
+from gometal_mlx.training import ModelTrainer, TrainerConfig
+from gometal_mlx.training.losses import LOSSES
 
 # float32 sums in another order differ by about 1e-6 of the largest output; ten times that
 CLOSE = 1e-5
@@ -1024,6 +1026,49 @@ def test_what_the_author_says_is_readable_for_everybody_and_comes_back(path: Pat
     for suffix in SUFFIXES:  # through every format
         save(load(path), path.with_suffix(suffix))
         assert load(path.with_suffix(suffix)).info == c.info
+
+
+def test_numbers_and_arrays_of_the_author_come_back(path: Path) -> None:
+    """As they do from JSON, which has 1 for 1.0; arrays come back as lists."""
+    c = small_checkpoint()
+    c.info = {
+        "std": [1.0, 0.5], "n": 5, "flag": True, "none": None, "scale": 255.0, "large": 1e15, "larger": 1e25,
+        "mean": np.array([0.25, 2], np.float32), "deep": {"a": [np.float32(0.1), (2.0,)]},
+    }  # fmt: skip
+    save(c, path)
+    found = load(path)
+    assert found.notes == []
+    assert found.info == c.info | {"mean": [0.25, 2], "deep": {"a": [0.1, [2]]}}
+    assert [type(v) for v in (found.info["n"], found.info["flag"])] == [int, bool]
+    save(found, path.with_suffix(".json"))
+    assert load(path.with_suffix(".json")).info == found.info
+
+
+@pytest.mark.parametrize("key", [writer.METADATA_KEY, writer.OPTIONS_KEY])
+def test_names_that_the_file_needs_are_refused(key: str, path: Path) -> None:
+    c = small_checkpoint()
+    c.info = {key: "mine", "licence": "MIT"}
+    with pytest.raises(CheckpointError) as e:
+        save(c, path)
+    one_line(e.value, str(path), f"the name {key!r} is taken")
+    assert not path.exists()
+
+
+def test_a_softmax_is_for_what_was_trained_as_logits_of_classes(path: Path) -> None:
+    takes = [loss.__name__ for loss in LOSSES.values() if loss.answer is Softmax]
+    assert sorted(writer.LOSSES_OF_LOGITS) == sorted(takes)
+    spec = ModelBuilder((4, 3)).add_dense(2).compile()
+    for settings, fits in (
+        ({}, True), ({"loss_function": "BCEWithLogits"}, False),
+        ({"problem_type": "Regression", "loss_function": "MeanSquaredError"}, False),
+    ):  # fmt: skip
+        c = ModelTrainer(spec, TrainerConfig(seed=0, **settings)).checkpoint()
+        if fits:
+            save(c, path, softmax=True)
+            continue
+        with pytest.raises(UnsupportedError) as e:
+            save(c, path.with_name("none.onnx"), softmax=True)
+        one_line(e.value, "none.onnx", settings["loss_function"], "leave softmax away")
 
 
 def test_what_another_author_says_is_kept(path: Path) -> None:

@@ -1,5 +1,6 @@
 """The frame around the subcommands: usage, exit codes, no tracebacks."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,25 @@ def test_a_reader_that_has_gone_is_no_error_message(files: dict[str, Path]) -> N
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_the_output_has_no_letters_for(encoding: str, tmp_path: Path) -> None:
+    trainer = gm.ModelTrainer(gm.ModelBuilder((4, 3)).add_dense(2).compile(), gm.TrainerConfig(seed=0))
+    trainer.info = {"class_names": ["\u03b1", "b"]}
+    trainer.save(tmp_path / "\u03b1.json")
+    command = [sys.executable, "-m", "gometal_mlx.cli.main", "inspect"]
+    setting = {**os.environ, "PYTHONIOENCODING": encoding}
+    for name, code in (("\u03b1.json", 0), ("\u5bc6.json", 1)):
+        done = subprocess.run([*command, str(tmp_path / name)], capture_output=True, env=setting, check=False)
+        assert done.returncode == code, done.stderr
+        told = (done.stderr if code else done.stdout).decode(encoding)
+        assert "Traceback" not in told
+        assert ascii(name)[1:-1] in told
+
+
+def test_training_without_standard_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m gometal_mlx.cli.main train --epochs 1 --model mlp --out {tmp_path / 'o'} 2>&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"accuracy" in done.stdout

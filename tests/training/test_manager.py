@@ -475,3 +475,79 @@ def test_the_best_files_stay_the_best(tmp_path, manifest, keep):
             m.best().write_bytes(data)
             with pytest.raises(CheckpointError, match="its checksum differs"):
                 m.folder.check(next(e for e in m.list() if e.metric == 0.1))
+
+
+# ----------------------------------------------------------------------------------------------- best by either
+
+
+def test_best_by_either_is_remembered_by_the_next_manager(tmp_path):
+    with manager(trainer(), tmp_path, best_by_either=True) as m:
+        assert m.save_best_checkpoint(1, 1, 0.1, 0.99)
+    with manager(trainer(), tmp_path, best_by_either=True) as m:
+        assert not m.save_best_checkpoint(2, 2, 50.0, 0.01)
+        assert gm.load(m.best()).extras["metrics"] == {"loss": 0.1, "accuracy": 0.99}
+        assert m.save_best_checkpoint(3, 3, 0.09, 0.01)
+
+
+def test_best_by_either_counts_what_is_in_place(tmp_path):
+    folder = tmp_path / "c"
+    with manager(trainer(), folder, best_by_either=True, async_save=True, on_error="warn") as m:
+        m.folder.open()
+        (folder / "best_checkpoint.json").mkdir()
+        m.save_best_checkpoint(1, 1, 0.5, 0.9)
+        with pytest.warns(match="best_checkpoint"):
+            m.wait()
+        (folder / "best_checkpoint.json").rmdir()
+        assert m.save_best_checkpoint(2, 2, 0.6, 0.8)
+        m.wait()
+        assert gm.load(m.best()).training_state.epoch == 2
+        assert not m.save_best_checkpoint(3, 3, 0.6, 0.8)
+
+
+def test_best_by_either_keeps_what_it_has_just_saved(tmp_path):
+    with manager(trainer(), tmp_path, best_by_either=True, keep_best=2) as m:
+        assert all(m.save_best_checkpoint(i, i, *v) for i, v in enumerate([(0.5, 0.5), (0.4, 0.5), (0.6, 0.9)], 1))
+        assert [e.epoch for e in m.list()] == [3, 2]
+
+
+def test_the_metric_watched_may_be_one_of_validation(tmp_path):
+    """go-metal's call has two numbers, of whatever rows."""
+    with manager(trainer(), tmp_path, monitor="val_accuracy") as m:
+        assert m.save_best_checkpoint(1, 10, 0.5, 0.8)
+        assert not m.save_best_checkpoint(2, 20, 0.1, 0.7)
+        assert m.save_best_checkpoint(3, 30, 0.9, 0.9)
+
+
+# --------------------------------------------------------------------------------------------- where a run stands
+
+
+def test_resume_takes_what_a_diverged_trainer_went_back_to(tmp_path):
+    t = trainer()
+
+    class TooFast(Callback):
+        def on_step_end(self, event):
+            if event.trainer.step == 6:
+                event.trainer.learning_rate = 1e30
+
+    with manager(t, tmp_path, every_steps=1, save_frequency=0, save_best=False) as m, pytest.raises(TrainingError):
+        t.fit(DATA, 4, callbacks=[TooFast()], checkpoints=m)
+    assert t.step < max(e.step for e in m.list())
+    assert m.latest().name == "rescue_checkpoint.json"
+    again = ModelTrainer.resume(tmp_path)
+    assert again.step == t.step
+    again.learning_rate = 0.01
+    with manager(again, tmp_path, every_steps=1, save_frequency=0, save_best=False) as m:
+        assert np.isfinite(again.fit(DATA, 4, callbacks=[Callback()], checkpoints=m)["loss"]).all()
+        assert m.list()[0].step == 16
+
+
+def test_a_folder_stays_where_it_is(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with manager(trainer(), "run") as m:
+        first = m.save_checkpoint(1, 1)
+        monkeypatch.chdir("elsewhere")
+        assert m.latest() == first == tmp_path / "run" / first.name
+        m.save_checkpoint(2, 2)
+    assert len(files(tmp_path / "run")) == 2
+    assert files(tmp_path / "elsewhere") == []

@@ -395,3 +395,25 @@ def test_a_wish_to_stop_is_saved_again(tmp_path: Path) -> None:
     run = resumed(resumed(run, tmp_path), tmp_path)
     run.fit((X, Y), 5)
     assert run.epoch == 1
+
+
+@pytest.mark.parametrize("optimizer", ["LBFGS", "AdaDelta"])
+def test_a_schedule_keeps_its_base_where_the_file_has_no_rate(optimizer: str) -> None:
+    """Both use none, and write 0."""
+    before = ModelTrainer(mlp(), TrainerConfig(optimizer_type=optimizer, seed=0))
+    before.fit((X, Y), 1)
+    found = before.checkpoint()
+    schedule = StepLRScheduler(10, 0.5)
+    after = ModelTrainer(mlp(), TrainerConfig(optimizer_type="Adam", learning_rate=0.01, scheduler=schedule, seed=0))
+    after.restore(found, reset_optimizer=True)  # whose state it is does not matter then
+    assert (after.learning_rate, after.base_learning_rate) == (0.01, 0.01)
+    assert after.fit((X, Y), 3)["learning_rate"][-2:] == [0.01, 0.01]
+
+
+def test_another_optimizers_state_is_no_obstacle_to_a_fresh_one() -> None:
+    before = ModelTrainer(mlp(), TrainerConfig(optimizer_type="SGD", beta1=0.9, seed=0))
+    before.fit((X, Y), 1)
+    after = ModelTrainer(mlp(), TrainerConfig(optimizer_type="Adam", seed=0))
+    with pytest.raises(CheckpointError, match="the optimizer state is of SGD, the trainer uses Adam"):
+        after.restore(before.checkpoint())
+    assert "weights" in after.restore(before.checkpoint(), reset_optimizer=True).restored

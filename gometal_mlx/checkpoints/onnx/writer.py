@@ -32,6 +32,7 @@ from .verify import TOLERANCE, VerifyReport, check_proto, compare
 from .wire import Export, data
 
 PRODUCER = "gometal_mlx"  # never go-metal's own name, which tells readers that MatMul weights are transposed
+LOSSES_OF_LOGITS = ("CrossEntropy", "SparseCrossEntropy")  # of which a Softmax makes probabilities
 METADATA_KEY, OPTIONS_KEY = "gometal_mlx", "gometal_mlx_export"
 OPSET, IR_VERSION = 17, 8
 OLDEST_OPSET = 13
@@ -86,6 +87,7 @@ def save(
         checkpoint.validate()
         model = Model.from_checkpoint(checkpoint)
         if softmax and not model.ends_in_softmax:
+            _check_classes(checkpoint)
             model = ending_in(Softmax, model)
         chosen = _options(options)
         if chosen.float16_weights:
@@ -96,6 +98,14 @@ def save(
         report = write(export, path, model if verify else None, tolerance)
     _remove_unused(replaced)
     return report
+
+
+def _check_classes(checkpoint: Checkpoint) -> None:
+    """Refuse a Softmax on outputs that were trained as anything but logits of classes."""
+    config = checkpoint.extras.get("config")
+    name = config.get("loss_function") if isinstance(config, Mapping) else None
+    if name is not None and name not in LOSSES_OF_LOGITS:
+        raise UnsupportedError(f"a Softmax makes no probabilities of what was trained with {name}; leave softmax away")
 
 
 def _options(given: Mapping[str, Any]) -> ExportOptions:
@@ -222,6 +232,8 @@ def build(model: Model, checkpoint: Checkpoint, options: ExportOptions = DEFAULT
     for layer, layer_spec in zip(model.layers, spec.layers, strict=True):
         tensor = graph.layer(layer, layer_spec.input_shape, tensor)
     graph.finish(tensor)
+    if taken := {METADATA_KEY, OPTIONS_KEY} & checkpoint.info.keys():
+        raise CheckpointError(f"info: the name {min(taken)!r} is taken in ONNX files; choose another")
     described = {METADATA_KEY: _description(checkpoint, spec, weights), OPTIONS_KEY: _stated(options)}
     helper.set_model_props(proto, texts(checkpoint.info) | described)
     return export
@@ -235,12 +247,25 @@ def _stated(options: ExportOptions) -> str:
 
 def texts(info: Mapping[str, Any]) -> dict[str, str]:
     """What the author says about the model, for readers of any ONNX file: texts as they are, other values as JSON."""
-    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=plain) for k, v in info.items()}
+    return {k: v if isinstance(v, str) else json.dumps(_as_read(v), ensure_ascii=False) for k, v in info.items()}
+
+
+def _as_read(value: Any) -> Any:
+    """The value as it is when go-metal's JSON has been read, which has lists for arrays and 1 for 1.0."""
+    if isinstance(value, Mapping):
+        return {str(k): _as_read(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_read(v) for v in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 1e21 else value
+    found = plain(value)
+    return found if found is value else _as_read(found)
 
 
 def _description(checkpoint: Checkpoint, spec: ModelSpec, weights: list[WeightTensor]) -> str:
     """go-metal's JSON without the numbers; arrays of optimizer and training stay behind: the file is for inference."""
-    extras = {k: v for k, v in checkpoint.extras.items() if not any(extra_arrays(v))}
+    extras = {k: v for k, v in checkpoint.extras.items() if k == "info" or not any(extra_arrays(v))}
+    extras |= {"info": _as_read(checkpoint.info)} if checkpoint.info else {}
     kept = replace(checkpoint, model_spec=spec, weights=weights, optimizer_state=None, extras=extras, notes=[])
     text = io.BytesIO()
     json_format.write(json_format.to_tree(kept, data=False), text)
