@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gometal_mlx as gm
@@ -94,7 +95,9 @@ def test_names_that_the_output_has_no_letters_for(encoding: str, tmp_path: Path)
 
 
 def test_training_without_standard_error(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m gometal_mlx.cli.main train --epochs 1 --model mlp --out {tmp_path / 'o'} 2>&-"
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).standard_normal((40, 3)), y=np.arange(40) % 2)
+    told = f"--data {tmp_path / 'd.npz'} --epochs 1 --model mlp --out {tmp_path / 'o'}"
+    command = f"{sys.executable} -m gometal_mlx.cli.main train {told} 2>&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
     assert done.returncode == 0
     assert b"accuracy" in done.stdout
