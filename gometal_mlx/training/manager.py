@@ -300,7 +300,7 @@ class CheckpointManager(Callback):
             loss, accuracy = _loss_and_accuracy(metrics)
             if not (loss < self._best[0] or accuracy > self._best[1]):
                 return False
-            value, best = loss, (min(loss, self._best[0]), max(accuracy, self._best[1]))
+            value, best = loss, (min(self._best[0], loss), max(self._best[1], accuracy))  # NaN is none
         else:
             value = monitored(metrics, self.config.monitor, "CheckpointManager")[1]
         kept = self._best_first()
@@ -326,7 +326,7 @@ class CheckpointManager(Callback):
         for entry in self._best_first():
             with contextlib.suppress(GoMetalError):
                 loss, accuracy = _loss_and_accuracy(load(self.folder.path / entry.name).extras.get("metrics", {}))
-                best = min(loss, best[0]), max(accuracy, best[1])
+                best = min(best[0], loss), max(best[1], accuracy)
         return best
 
     def _best_first(self) -> Entries:

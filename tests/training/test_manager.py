@@ -489,6 +489,18 @@ def test_best_by_either_is_remembered_by_the_next_manager(tmp_path):
         assert m.save_best_checkpoint(3, 3, 0.09, 0.01)
 
 
+def test_best_by_either_of_a_regression(tmp_path):
+    """It has no accuracy, which is none, and not the best."""
+    with manager(trainer(), tmp_path, best_by_either=True) as m:
+        assert m.save_best_checkpoint(1, 1, 0.5, None)
+        assert m.save_best_checkpoint(2, 2, 0.4, None)
+        assert not m.save_best_checkpoint(3, 3, 0.45, None)
+    with manager(trainer(), tmp_path, best_by_either=True) as m:
+        assert not m.save_best_checkpoint(4, 4, 0.45, None)
+        assert m.save_best_checkpoint(5, 5, 0.45, 0.3)  # another data set's
+        assert not m.save_best_checkpoint(6, 6, 0.45, 0.2)
+
+
 def test_best_by_either_counts_what_is_in_place(tmp_path):
     folder = tmp_path / "c"
     with manager(trainer(), folder, best_by_either=True, async_save=True, on_error="warn") as m:
