@@ -28,6 +28,7 @@ def test_the_cpu_is_compared_with_onnxruntime(tmp_path: Path, monkeypatch: pytes
 
 def test_an_error_of_a_gpu_is_no_failed_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "default_device", lambda: SimpleNamespace(type=mx.gpu))
+    monkeypatch.setattr(_compile, "_given_up", [])  # where this machine cannot compile, another test has found out
     undone: list[bool] = []
 
     def call() -> None:
