@@ -12,25 +12,17 @@ import os
 import threading
 import time
 
-from .errors import GoMetalError
-
 SECONDS = 2.0  # to wait at most
 PAUSE = 0.05  # where nobody tells which threads there are
 TASKS = "/proc/self/task"
 MANY = 1000
 
 _here = threading.local()
-_forked: list[bool] = []
-os.register_at_fork(after_in_child=lambda: _forked.append(True))
 _computed: set[int] = set()  # the system's numbers of threads, the main one's left out
 
 
 def remember_thread() -> None:
-    """Say that this thread computes with functions that were compiled.
-
-    Raises: GoMetalError in a process made by fork, where MLX would wait for ever.
-    """
-    check_process()
+    """Say that this thread computes with functions that were compiled."""
     if getattr(_here, "known", False):
         return
     _here.known = True
@@ -41,13 +33,6 @@ def remember_thread() -> None:
     if len(_computed) >= MANY:  # a server may have one for each request
         _computed.intersection_update(map(int, os.listdir(TASKS)) if os.path.isdir(TASKS) else ())
     _computed.add(threading.get_native_id())
-
-
-def check_process() -> None:
-    """Raises: GoMetalError in a process made by fork: MLX's thread, which computes, has stayed in the other one."""
-    if _forked:
-        told = "MLX cannot compute in a process made by fork"
-        raise GoMetalError(f"{told}; start it with multiprocessing.get_context('spawn')")
 
 
 def _wait() -> None:

@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A part imports only parts of a lower number. data knows nothing of models, and only training and later know it.
 LEVELS = {
-    "errors": 0, "_types": 0, "_version": 0, "_setting": 0, "_processor": 0, "_leaving": 1,
+    "errors": 0, "_types": 0, "_version": 0, "_setting": 0, "_processor": 0, "_leaving": 0, "_forked": 1,
     "_blas": 1, "_malloc": 1, "_denormals": 1, "_cpu": 2, "_compile": 1, "layers": 2, "data": 1,
     "_lanes": 3, "_awake": 3, "optimizers": 3,
     "checkpoints": 4, "training": 5, "inference": 6, "cli": 8,

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .._leaving import check_process
+from .._forked import check_process
 from .._types import FloatArray, Params, Shape, floats, is_int
 from ..errors import CheckpointError, ShapeError, SpecError, shown
 from ._layout import to_internal, to_public

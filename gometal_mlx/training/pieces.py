@@ -12,6 +12,7 @@ import numpy as np
 
 from .._awake import keep_awake
 from .._compile import evaluated
+from .._forked import check_process
 from .._lanes import Lanes, begin, most, side_by_side
 from .._leaving import remember_thread
 from .._types import FloatArray, Params, Shape
@@ -47,6 +48,7 @@ class InPieces:
 
     def __call__(self, x: FloatArray) -> FloatArray:
         answer = self._in_one_piece if len(x) <= self._rows else self._in_lanes
+        check_process()
         remember_thread()
         try:
             with self._prepared.lock:

@@ -16,6 +16,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .._compile import evaluated, tell_if_there_is_no_compiler
+from .._forked import check_process
 from .._lanes import Lanes, begin, side_by_side, spread
 from .._leaving import remember_thread
 from .._types import FloatArray, Params, number, view
@@ -253,6 +254,7 @@ class TrainingStep:
         Raises: TrainingError if the loss is NaN or infinite (unless the configuration allows it); everything is then as
             it was when the loss was last finite.
         """
+        check_process()
         remember_thread()
         with self._prepared.lock:
             return self._locked(x, y, last=last)
